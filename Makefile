@@ -1,0 +1,72 @@
+# Needs Python 3.11 to 3.13, make and a package index; everything else is set up here.
+#   make run     set up what is missing, then serve on http://localhost:$PORT (8080)
+#   make test    set up what is missing, then run every test
+#   make model   build model/ (MODEL=…, REVISION=…); nothing changed: does nothing
+PYTHON ?= python3
+MODEL ?=
+REVISION ?=
+# PyTorch's own index of CPU builds, beside the package index that pip is set up with.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+venv := .venv
+bin := $(venv)/bin
+# The locks are complete, so pip resolves nothing (--no-deps).
+install := $(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps
+# black has no place in setup.cfg, and skips folders called build by default
+black := $(bin)/black --line-length 120 --exclude '/(\.git|\.venv|\.cache|model)/'
+out := $(or $(MODEL_DIR),model)
+build_args := $(if $(MODEL),--model '$(MODEL)') $(if $(REVISION),--revision '$(REVISION)') --out '$(out)'
+
+# pip must not run twice at once in one environment
+.NOTPARALLEL:
+.PHONY: run test model bench lint format lock clean
+
+# A sealed model folder is served as it is, whatever model it holds.
+run: $(venv)/.runtime $(venv)/.build
+	@if [ -n '$(MODEL)' ] || [ ! -f '$(out)/manifest.json' ]; then \
+		$(bin)/python -m build $(build_args) --fallback stand-in; fi
+	@exec $(bin)/gunicorn
+
+model: $(venv)/.runtime $(venv)/.build
+	@$(bin)/python -m build $(build_args)
+
+test: $(venv)/.runtime $(venv)/.build $(venv)/.test
+	$(bin)/python -m pytest
+
+bench: $(venv)/.runtime $(venv)/.build $(venv)/.test
+	$(bin)/python -m tests.bench
+
+lint: $(venv)/.runtime $(venv)/.build $(venv)/.test
+	$(black) --check --quiet .
+	$(bin)/isort --check --quiet .
+	$(bin)/flake8
+	$(bin)/mypy
+
+format: $(venv)/.test
+	$(black) --quiet .
+	$(bin)/isort --quiet .
+
+lock: $(venv)/.test
+	PATH="$(CURDIR)/$(bin):$$PATH" requirements/lock
+
+clean:
+	rm -rf $(venv) model .cache
+
+$(venv)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1): Python 3.11, 3.12 or 3.13 is needed, e.g. make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(venv) || { rm -rf $(venv); exit 1; }
+
+$(venv)/.runtime: requirements/runtime.txt | $(venv)/bin/python
+	$(install) --require-hashes -r $<
+	@touch $@
+
+# The index of CPU builds may be out of reach: it is asked once and given up on in seconds.
+$(venv)/.build: requirements/build.txt requirements/torch.txt | $(venv)/bin/python
+	$(install) --require-hashes -r requirements/build.txt
+	PIP_EXTRA_INDEX_URL="$$PIP_EXTRA_INDEX_URL $(TORCH_INDEX)" $(install) --retries 1 --timeout 10 -r requirements/torch.txt
+	@touch $@
+
+$(venv)/.test: requirements/test.txt | $(venv)/bin/python
+	$(install) --require-hashes -r $<
+	@touch $@
