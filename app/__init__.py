@@ -1,0 +1,44 @@
+"""The embedding server: text in, vector out."""
+
+import logging
+import os
+
+from flask import Flask
+
+from app import docs, errors
+from app.artifact import Artifact
+from app.encoder import Encoder
+from app.routes import native, ops
+from app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings | None = None, encoder: Encoder | None = None) -> Flask:
+    """Put the parts together. Without arguments: from the environment and the model folder it names.
+
+    The encoder opens its session at the first text, or when `Encoder.open` is called: after
+    Gunicorn's fork.
+
+    Raises:
+        BootError: a malformed setting, or a model folder that is not whole.
+    """
+    settings = settings or Settings.from_env(os.environ)
+    if encoder is None:
+        artifact = Artifact.load(settings.model_dir, settings.model_path, settings.tokenizer_path)
+        if artifact.manifest.warning:
+            logger.warning("%s", artifact.manifest.warning)
+        encoder = Encoder.load(
+            artifact, max_length=settings.max_length, slots=settings.slots, cache_size=settings.cache_size
+        )
+    app = Flask(__name__, static_folder=None)
+    # One more, since werkzeug cuts a chunked body at its limit without a word: routes compare.
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
+    app.extensions["settings"] = settings
+    app.extensions["encoder"] = encoder
+    app.extensions["shutting_down"] = lambda: False  # a worker knows better
+    app.register_blueprint(native.blueprint)
+    app.register_blueprint(ops.blueprint)
+    errors.register(app)
+    docs.register(app)
+    return app

@@ -1,0 +1,47 @@
+"""GET /docs: Flasgger with a current Swagger UI, everything served from here."""
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from flasgger import Swagger
+from flask import Flask, Response, make_response
+
+HERE = Path(__file__).parent
+# Swagger UI shows icons from data: URLs; nothing else is let in. The styles that its script sets are not "inline".
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# Asset paths are relative to /docs, so that they hold behind a path prefix.
+CONFIG = {
+    "headers": [],
+    "title": "embedding-api",
+    "openapi": "3.0.3",
+    "specs": [{"endpoint": "openapi", "route": "/openapi.json", "rule_filter": lambda rule: False}],
+    "specs_route": "/docs",
+    "oauth_redirect": "/docs/oauth2-redirect.html",
+    "template_folder": str(HERE / "templates"),
+    "static_folder": str(HERE / "swagger_ui"),
+    "static_url_path": "/docs/assets",
+    "swagger_ui_bundle_js": "docs/assets/swagger-ui-bundle.js",
+    "swagger_ui_css": "docs/assets/swagger-ui.css",
+    "favicon": "docs/assets/favicon-32x32.png",
+}
+
+
+def register(app: Flask) -> None:
+    """Serve /docs and /openapi.json."""
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # the documented order is the one to show
+    Swagger(app, config=CONFIG, template_file=str(HERE / "openapi.yml"), decorators=[_with_policy])
+
+
+def _with_policy(view: Callable[..., Any]) -> Callable[..., Response]:
+    @wraps(view)
+    def wrapped(*args: Any, **kwargs: Any) -> Response:
+        response = make_response(view(*args, **kwargs))
+        response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+        return response
+
+    return wrapped

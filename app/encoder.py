@@ -1,0 +1,294 @@
+"""Encoder: texts -> vectors. The only object with state.
+
+One text per run, unpadded: a vector depends on its text alone, bit for bit, and no time
+goes into padding. Parallelism comes from texts, not from inside one.
+"""
+
+import os
+
+# Both are read at import. The tokenizer's thread pool does not survive a fork, and one text
+# at a time has no use for it. onnxruntime (since 1.29) reports its use to its maker from a
+# thread of its own: nothing leaves this machine, and that thread breaks the exit after a fork.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import ctypes
+import re
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from app.artifact import Artifact
+from app.cache import TextCache
+from app.errors import BootError, InvalidRequest, NotReady, TextTooLong
+from app.slots import Slots
+
+# Longer texts are tokenized piece by piece, and one at a time: the memory of it grows with the
+# piece, and some characters become 18 (NFKC of U+FDFA). 8 MiB of "a a a …" took 1,490 MB as one
+# piece and 35 MB so.
+PIECE_CHARACTERS = 2_000
+# What has no space is one piece. Japanese pages have none; whole books are refused.
+MAX_PIECE_CHARACTERS = 100_000
+# After texts as long as this freed memory is given back (glibc keeps it for each thread).
+TRIM_CHARACTERS = 20_000
+FIRST_SPACE = re.compile(r"(?<=\S) ")
+
+_malloc_trim: Callable[[int], int] = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
+
+Vector = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What `Encoder.encode` gives for n texts.
+
+    vectors: (n, dim) float32. tokens: what each text has before truncation, prompt and
+    specials included. truncated: whether that is over max_length.
+    """
+
+    vectors: Vector
+    tokens: list[int]
+    truncated: list[bool]
+
+
+@dataclass(frozen=True)
+class _Tokenized:
+    ids: Ids  # (seq,), at most max_length
+    tokens: int  # before truncation
+
+
+@dataclass(frozen=True)
+class _Entry:
+    vector: Vector  # (dim,)
+    tokens: int
+
+
+class Encoder:
+    """Texts to vectors with one model.
+
+    Made before Gunicorn forks (the tokenizer is shared copy-on-write) and opened in each
+    worker, since a session's threads do not survive a fork. Safe to use from many threads.
+
+    Raises:
+        BootError: max_length is over the model's limit.
+    """
+
+    def __init__(
+        self, artifact: Artifact, tokenizer: Tokenizer, *, max_length: int = 256, slots: int = 1, cache_size: int = 0
+    ) -> None:
+        manifest = artifact.manifest
+        if max_length > manifest.max_positions:
+            raise BootError(
+                f"MAX_LENGTH is {max_length}, over the model's {manifest.max_positions} positions; "
+                f"set it to {manifest.max_positions} or less."
+            )
+        self.artifact = artifact
+        self.max_length = max_length
+        self.slots = slots
+        # Why nothing is encoded; None once the golden text gave its golden vector here.
+        self.problem: str | None = "The model is not open yet."
+        self._tokenizer = tokenizer
+        self._prefix, self._suffix = _special_ids(tokenizer)
+        self._cache: TextCache[_Entry] = TextCache(cache_size)
+        self._slots: Slots[Ids, Vector] = Slots(slots, self._run)
+        self._one_long_text = threading.Lock()
+        self._opening = threading.Lock()
+        self._session: ort.InferenceSession | None = None
+
+    @classmethod
+    def load(cls, artifact: Artifact, *, max_length: int = 256, slots: int = 1, cache_size: int = 0) -> "Encoder":
+        """Load the tokenizer.
+
+        Raises:
+            BootError: the tokenizer cannot be read, or max_length is over the model's limit.
+        """
+        try:
+            tokenizer = Tokenizer.from_file(str(artifact.tokenizer_file))
+        except Exception as error:
+            raise BootError(f"{artifact.tokenizer_file} cannot be read by tokenizers: {error}") from None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()  # done here, where the true length is still known
+        return cls(artifact, tokenizer, max_length=max_length, slots=slots, cache_size=cache_size)
+
+    @property
+    def dimension(self) -> int:
+        return self.artifact.manifest.dimension
+
+    def open(self, *, self_check: bool = True) -> None:
+        """Open the session and compare the golden text's vector; once, in the process that serves.
+
+        self_check: False where there is no golden vector yet, in the build.
+
+        Raises:
+            BootError: the model cannot be opened.
+        """
+        with self._opening:
+            if self._session is not None:
+                return
+            self.artifact.check()  # the files may have been replaced since
+            session = _open_session(self.artifact)
+            self._slots.start()
+            self.problem = self._self_check(session) if self_check else None
+            self._session = session
+
+    def _self_check(self, session: ort.InferenceSession) -> str | None:
+        """None, or a sentence that says how the golden text's vector differs."""
+        name, golden = self.artifact.model_file.name, self.artifact.manifest.golden
+        known = np.asarray(golden.vectors[name], np.float32)
+        vector = _run(session, self._tokenize(golden.text, self.artifact.manifest.max_positions).ids)
+        cosine = float(vector @ known / (np.linalg.norm(vector) * np.linalg.norm(known)))
+        if cosine >= golden.min_cosine[name]:  # False for NaN
+            return None
+        return (
+            f"The self-check failed: {name} gave another vector on this CPU than where it was built "
+            f"(cosine {cosine:.6f}, at least {golden.min_cosine[name]} is needed)."
+        )
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        truncate: bool = True,
+    ) -> Embeddings:
+        """Compute the vectors of texts, in their order, as SentenceTransformer.encode does.
+
+        Args:
+            texts: any strings; the empty one is a text like any other.
+            prompt: put before each text.
+            prompt_name: the same by the model's own name for it. With neither, the model's
+                default prompt applies, if it has one.
+            truncate: False refuses texts over max_length instead of cutting them.
+
+        Raises:
+            InvalidRequest: the model has no prompt of that name.
+            TextTooLong: truncate is False and a text is over max_length, or it is a book
+                without a space.
+            NotReady: the self-check failed on this CPU.
+        """
+        if self.problem is not None:
+            self.open()
+        if self.problem is not None:
+            raise NotReady(self.problem)
+        before = self._prompt(prompt, prompt_name)
+        full = [before + text for text in texts] if before else list(texts)
+        distinct = list(dict.fromkeys(full))
+        found = {text: entry for text in distinct if (entry := self._cache.get(text))}
+        missing = {text: self._tokenize(text, self.max_length) for text in distinct if text not in found}
+        lengths = {text: item.tokens for text, item in (found | missing).items()}
+        tokens = [lengths[text] for text in full]
+        truncated = [n > self.max_length for n in tokens]
+        if not truncate and True in truncated:
+            index = truncated.index(True)
+            raise TextTooLong(
+                f"Text {index} has {tokens[index]} tokens, over the limit of {self.max_length} (MAX_LENGTH), "
+                "and truncate is false: shorten it, or allow truncation.",
+                "truncate",
+            )
+        # the longest first, so that all slots end at about the same time
+        order = sorted(missing, key=lambda text: -len(missing[text].ids))
+        vectors = self._slots.map([missing[text].ids for text in order])
+        for text, vector in zip(order, vectors, strict=True):
+            found[text] = _Entry(vector, lengths[text])
+            self._cache.put(text, found[text])
+        rows = np.array([found[text].vector for text in full], np.float32)
+        return Embeddings(rows.reshape(len(full), self.dimension), tokens, truncated)
+
+    def _prompt(self, prompt: str | None, name: str | None) -> str:
+        if prompt is not None:
+            return prompt
+        prompts = self.artifact.manifest.prompts
+        if name is None:
+            name = self.artifact.manifest.default_prompt_name
+            return prompts[name] if name is not None else ""
+        if name not in prompts:
+            known = ", ".join(repr(known) for known in prompts) or "none"
+            raise InvalidRequest(f"prompt_name is {name[:60]!r}; the model's prompts are: {known}.", "prompt_name")
+        return prompts[name]
+
+    def _tokenize(self, text: str, max_length: int) -> _Tokenized:
+        with self._one_long_text if len(text) > PIECE_CHARACTERS else nullcontext():
+            room = max_length - len(self._prefix) - len(self._suffix)
+            content: list[int] = []
+            count = 0
+            for piece in _pieces(text):
+                if len(piece) > MAX_PIECE_CHARACTERS:
+                    raise TextTooLong(
+                        f"A text has {len(piece)} characters without a space, "
+                        f"over the limit of {MAX_PIECE_CHARACTERS}: split it into several."
+                    )
+                # the batch form lets other threads run, and this one leaves out the offsets
+                ids = self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0].ids
+                content += ids[: room - len(content)]
+                count += len(ids)
+            if len(text) > TRIM_CHARACTERS:
+                _malloc_trim(0)
+        ids = self._prefix + content + self._suffix
+        return _Tokenized(np.array(ids, np.int64), len(self._prefix) + count + len(self._suffix))
+
+    def _run(self, ids: Ids) -> Vector:
+        assert self._session is not None
+        return _run(self._session, ids)
+
+
+def _pieces(text: str) -> list[str]:
+    """Cut a long text into pieces of about PIECE_CHARACTERS, before spaces: no token crosses these."""
+    pieces = []
+    start = 0
+    while cut := FIRST_SPACE.search(text, start + PIECE_CHARACTERS):
+        pieces.append(text[start : cut.start()])
+        start = cut.start()
+    return [*pieces, text[start:]]
+
+
+def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after a text."""
+    encoding = tokenizer.encode("a")
+    mask = encoding.special_tokens_mask
+    first = mask.index(0) if 0 in mask else len(mask)
+    last = len(mask) - mask[::-1].index(0) if 0 in mask else len(mask)
+    return encoding.ids[:first], encoding.ids[last:]
+
+
+def _run(session: ort.InferenceSession, ids: Ids) -> Vector:
+    """(seq,) int64 -> (dim,) float32, read-only since requests share it through the cache."""
+    vector: Vector = session.run(None, {"input_ids": ids})[0]
+    vector.setflags(write=False)
+    return vector
+
+
+def _open_session(artifact: Artifact) -> ort.InferenceSession:
+    """Open the model file and check its inputs and outputs.
+
+    Raises:
+        BootError: it cannot be opened, or is not a one-text graph of the manifest's dimension.
+    """
+    path: Path = artifact.model_file
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BootError(f"{path} cannot be opened by onnxruntime: {' '.join(str(error).split())}") from None
+    inputs = [(item.name, item.type, len(item.shape)) for item in session.get_inputs()]
+    outputs = [(item.name, item.type, item.shape) for item in session.get_outputs()]
+    dimension = artifact.manifest.dimension
+    if inputs != [("input_ids", "tensor(int64)", 1)] or outputs != [("embedding", "tensor(float)", [dimension])]:
+        raise BootError(
+            f"{path} takes {inputs} and gives {outputs}; needed is input_ids (seq,) int64 in, "
+            f"embedding ({dimension},) float32 out – run `make model`."
+        )
+    return session

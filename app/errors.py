@@ -1,0 +1,120 @@
+"""The exceptions of this service and the one place that maps them to HTTP.
+
+BootError                 the server cannot start (no HTTP: one line on stderr)
+ServiceError              a request cannot be answered
+├── InvalidRequest   400  the request itself is wrong
+│   └── TextTooLong  400  over MAX_LENGTH with truncate false, or a book without a space
+├── TooLarge         413  more texts than MAX_TEXTS
+├── UnsupportedMedia 415  the body is not JSON by its headers
+└── NotReady         503  the model has not proved itself on this CPU (yet)
+"""
+
+import logging
+from http import HTTPStatus
+
+import orjson
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+
+RETRY_AFTER_SECONDS = 5
+
+logger = logging.getLogger(__name__)
+
+
+class BootError(RuntimeError):
+    """The server cannot start; the message is one line that says why and what to do.
+
+    A RuntimeError, since Gunicorn prints the line of these and leaves the stack trace out.
+    """
+
+
+class ServiceError(Exception):
+    """A request cannot be answered; the message is a sentence for the client.
+
+    param is the field or parameter that is wrong, if it is one.
+    """
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    code = "internal_error"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidRequest(ServiceError):
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_request"
+
+
+class TextTooLong(InvalidRequest):
+    code = "text_too_long"
+
+
+class TooLarge(ServiceError):
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    code = "too_many_texts"
+
+
+class UnsupportedMedia(ServiceError):
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    code = "unsupported_media_type"
+
+
+class NotReady(ServiceError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "not_ready"
+
+
+def error_body(status: int, message: str, code: str, param: str | None = None) -> bytes:
+    """The one shape of an error, as JSON."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def _sentence(error: HTTPException, app: Flask) -> str:
+    """werkzeug's error, with what was sent and what is allowed."""
+    match error:
+        case NotFound():
+            return f"There is nothing at {request.path}; /docs lists what there is."
+        case MethodNotAllowed():
+            return f"{request.method} is not allowed at {request.path}, only {', '.join(error.valid_methods or ())}."
+        case RequestEntityTooLarge():
+            limit = app.extensions["settings"].max_body_bytes
+            return f"The body is over the limit of {limit} bytes (MAX_BODY_BYTES): send fewer texts at once."
+    return error.description or error.name
+
+
+def register(app: Flask) -> None:
+    """Answer every error of every route as JSON."""
+
+    @app.errorhandler(ServiceError)
+    def service_error(error: ServiceError) -> Response:
+        response = Response(
+            error_body(error.status, str(error), error.code, error.param),
+            status=error.status,
+            mimetype="application/json",
+        )
+        if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        return response
+
+    @app.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> Response:
+        # werkzeug's own: 404, 405, 413, a redirect to the canonical URL, …
+        original = error.get_response()
+        status = HTTPStatus(error.code or 500)
+        response = Response(original.get_data(), status, original.headers)
+        if status >= HTTPStatus.BAD_REQUEST:
+            response.data = error_body(status, _sentence(error, app), status.name.lower())
+            response.mimetype = "application/json"
+        return response
+
+    @app.errorhandler(Exception)
+    def unexpected(error: Exception) -> Response:
+        logger.exception("unexpected error")
+        return Response(
+            error_body(500, "Something went wrong inside the server; its log says what.", "internal_error"),
+            status=500,
+            mimetype="application/json",
+        )

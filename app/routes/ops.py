@@ -1,0 +1,61 @@
+"""What operators ask: what is this, is it alive, is it ready."""
+
+from flask import Blueprint, Response, current_app
+
+from app import cpu
+from app.errors import RETRY_AFTER_SECONDS
+from app.routes import encoder, json_response, settings
+
+NAME = "embedding-api"
+VERSION = "0.1.0"
+
+blueprint = Blueprint("ops", __name__)
+
+
+@blueprint.get("/")
+def about() -> Response:
+    limits, artifact = settings(), encoder().artifact
+    manifest = artifact.manifest
+    return json_response(
+        {
+            "name": NAME,
+            "version": VERSION,
+            "model": {
+                "id": manifest.model,
+                "revision": manifest.revision,
+                "stand_in": manifest.stand_in,
+                "warning": manifest.warning,
+                "precision": artifact.precision,
+                "dimension": manifest.dimension,
+                "pooling": manifest.pooling,
+                "normalize": manifest.normalize,
+                "max_seq_length": manifest.max_seq_length,
+                "max_positions": manifest.max_positions,
+                "prompts": manifest.prompts,
+                "default_prompt_name": manifest.default_prompt_name,
+            },
+            "max_length": encoder().max_length,
+            "limits": {"max_texts": limits.max_texts, "max_body_bytes": limits.max_body_bytes},
+            "quality": manifest.quality,
+            "cpu": {**cpu.features(), "available": cpu.available_cpus()},
+            "links": {"docs": "/docs", "openapi": "/openapi.json", "health": "/health", "ready": "/readyz"},
+        }
+    )
+
+
+@blueprint.get("/healthz")
+@blueprint.get("/health")  # Cloud Run's front end answers /healthz itself
+def health() -> Response:
+    return json_response({"ok": True})
+
+
+@blueprint.get("/readyz")
+def ready() -> Response:
+    problem = encoder().problem
+    if current_app.extensions["shutting_down"]():
+        problem = "The server is shutting down."
+    if problem is None:
+        return json_response({"ok": True})
+    response = json_response({"ok": False, "reason": problem}, 503)
+    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return response

@@ -1,0 +1,77 @@
+"""Settings, read once from the environment. A malformed value stops the boot and names the variable."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from app.cpu import available_cpus
+from app.errors import BootError
+
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+# Threads wait for a slot or for a client most of the time. While every one of them waits,
+# health checks wait, too.
+THREADS_PER_CPU = 8
+CPUS_PER_WORKER = 4
+
+
+def _default_workers() -> int:
+    """One worker process for every 4 CPUs: workers cost memory, threads share it."""
+    return math.ceil(available_cpus() / CPUS_PER_WORKER)
+
+
+def _default_threads() -> int:
+    return THREADS_PER_CPU * min(available_cpus(), CPUS_PER_WORKER)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Each field is the environment variable of its name in capitals."""
+
+    model_dir: Path = Path("model")
+    model_path: Path = Path("model_int8.onnx")
+    tokenizer_path: Path = Path("tokenizer/")
+    max_length: int = field(default=256, metadata={"min": 3, "unit": "tokens"})
+    port: int = field(default=8080, metadata={"min": 1, "max": 65535})
+    web_concurrency: int = field(default_factory=_default_workers, metadata={"min": 1})
+    threads: int = field(default_factory=_default_threads, metadata={"min": 1})
+    max_texts: int = field(default=2048, metadata={"min": 1})
+    max_body_bytes: int = field(default=8 * 1024 * 1024, metadata={"min": 1})
+    cache_size: int = field(default=4096, metadata={"min": 0})
+    log_level: str = field(default="info", metadata={"choices": LOG_LEVELS})
+
+    @property
+    def slots(self) -> int:
+        """Texts that one worker computes at the same time: its share of the CPUs."""
+        return math.ceil(available_cpus() / self.web_concurrency)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read the settings; an empty variable counts as not set.
+
+        Raises:
+            BootError: a malformed value; the message names the variable.
+        """
+        given = {}
+        for item in fields(cls):
+            name = item.name.upper()
+            text = environ.get(name, "").strip()
+            if text:
+                given[item.name] = _parse(name, text, item.type, dict(item.metadata))
+        return cls(**given)
+
+
+def _parse(name: str, text: str, kind: Any, limits: dict[str, Any]) -> Any:
+    if kind is Path:
+        return Path(text)
+    if kind is str:
+        if text.lower() not in limits["choices"]:
+            raise BootError(f"{name} is {text!r}; it must be one of {', '.join(limits['choices'])}.")
+        return text.lower()
+    least, most = limits["min"], limits.get("max", math.inf)
+    wanted = f"a whole number from {least} to {most}" if "max" in limits else f"a whole number of at least {least}"
+    # isdecimal() would let other scripts' digits in, int() also underscores
+    if not (text.isascii() and text.isdigit() and len(text) < 19) or not least <= int(text) <= most:
+        raise BootError(f"{name} is {text!r}; it must be {wanted}.")
+    return int(text)

@@ -1,0 +1,192 @@
+"""MODEL -> a model folder: source -> export -> quantize -> verify.
+
+python -m build [--model MODEL] [--revision REV] [--out DIR] [--fallback stand-in]
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from build import BuildError, files
+from build.source import DEFAULT_MODEL, Source, fetch
+
+ROOT = Path(__file__).parent.parent
+MANIFEST = "manifest.json"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The whole build; returns the exit code."""
+    options = _options("python -m build", arguments)
+    return _guarded(lambda: _build(options))
+
+
+def run_step(step: str, arguments: list[str] | None = None) -> None:
+    """One step alone: `export` (with its source) or `quantize`."""
+    options = _options(f"python -m build.{'export_onnx' if step == 'export' else step}", arguments, step)
+    sys.exit(_guarded(lambda: _export_alone(options) if step == "export" else _quantize_alone(options)))
+
+
+def _options(program: str, arguments: list[str] | None, step: str | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(program, description="Make a model folder for the embedding server.")
+    if step != "quantize":
+        parser.add_argument("--model", default=DEFAULT_MODEL, help="hub id, folder, or stand-in (default: %(default)s)")
+        parser.add_argument("--revision", help="the hub's branch, tag or commit")
+        parser.add_argument("--fallback", choices=["stand-in"], help="go on with it where the hub cannot be reached")
+    parser.add_argument("--out", type=Path, default=Path("model"), help="the folder to write (default: %(default)s)")
+    return parser.parse_args(arguments)
+
+
+def _guarded(work: Any) -> int:
+    # progress bars of the libraries would tear the lines
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    try:
+        work()
+    except (BuildError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _build(options: argparse.Namespace) -> None:
+    out: Path = options.out
+    with files.locked(out):
+        _build_in(out, options)
+
+
+def _build_in(out: Path, options: argparse.Namespace) -> None:
+    key = build_key(options.model, options.revision)
+    current = _current(out, key, accept_stand_in=options.fallback is not None)
+    if current is not None:
+        print(f"{out}/ is up to date: {current['model']}")
+        _warn(current["warning"])
+        return
+    with tqdm(total=8, disable=None, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} {elapsed}", leave=False) as bar:
+        with _step("source", bar) as done:
+            source = fetch(options.model, options.revision, options.fallback)
+            done(source.model + (f" at {source.revision}" if source.revision else ""))
+        _warn(source.warning)
+        files.clean(out)
+        model, facts = _export(source, out, bar)
+        _quantize(out, bar)
+        from build.verify import verify
+
+        with _step("verify", bar) as done:
+            report = verify(model, facts, source, out, key, progress=bar.update)
+            int8 = report["int8"]
+            done(
+                f"cosine to sentence-transformers: mean {int8['mean']:.4f}, least {int8['min']:.4f}; "
+                f"difference of similarities {int8['pairwise_difference']:.4f}; "
+                f"{report['speed']['int8_over_fp32']} x the speed of FP32"
+            )
+    _warn(source.warning)
+
+
+def _export_alone(options: argparse.Namespace) -> None:
+    with tqdm(disable=True) as bar:
+        source = fetch(options.model, options.revision, options.fallback)
+        _warn(source.warning)
+        _export(source, options.out, bar)
+
+
+def _quantize_alone(options: argparse.Namespace) -> None:
+    with tqdm(disable=True) as bar:
+        _quantize(options.out, bar)
+
+
+def _export(source: Source, out: Path, bar: Any) -> tuple[Any, Any]:
+    from build import export_onnx
+
+    with _step("export", bar) as done:
+        model = export_onnx.load(source.folder)
+        export_onnx.inspect(model)  # refuses before anything is touched
+        # From here on the folder is not whole until verify says so.
+        (out / MANIFEST).unlink(missing_ok=True)
+        facts = export_onnx.export(model, out)
+        done(_sizes(out, export_onnx.FP32, export_onnx.TOKENIZER))
+    return model, facts
+
+
+def _quantize(out: Path, bar: Any) -> None:
+    from build import quantize
+
+    with _step("quantize", bar) as done:
+        quantize.check(out)
+        (out / MANIFEST).unlink(missing_ok=True)
+        quantize.quantize(out)
+        done(_sizes(out, quantize.INT8))
+
+
+@contextmanager
+def _step(name: str, bar: Any) -> Iterator[Any]:
+    """One line when a step is done: what, how long, and a result such as its size."""
+    start = time.monotonic()
+    bar.set_description(f"{name:8}")
+    results: list[str] = []
+    yield results.append
+    bar.update()
+    tqdm.write(f"{name:8} {time.monotonic() - start:6.1f} s  {' '.join(results)}", file=sys.stdout)
+    sys.stdout.flush()
+
+
+def _sizes(out: Path, *names: str) -> str:
+    shown = []
+    for name in names:
+        size = sum(path.stat().st_size for path in (out / name, out / f"{name}.data") if path.is_file())
+        shown.append(f"{out / name} {size / 1e6:.1f} MB")
+    return ", ".join(shown)
+
+
+def _warn(warning: str | None) -> None:
+    if warning:
+        width = min(shutil.get_terminal_size().columns, 100)
+        print(f"{'!' * width}\nWARNING: {warning}\n{'!' * width}", file=sys.stderr, flush=True)
+
+
+def build_key(model: str, revision: str | None) -> str:
+    """What a model folder is made from: the model asked for, this code, its packages, its texts."""
+    digest = hashlib.sha256(json.dumps([_local(model), revision]).encode())
+    inputs = [*(ROOT / "build").rglob("*.py"), *(ROOT / "build/texts").glob("*.txt")]
+    inputs += [ROOT / f"app/{name}.py" for name in ("artifact", "encoder", "settings", "slots")]
+    inputs += [ROOT / f"requirements/{name}.txt" for name in ("runtime", "build", "torch")]
+    for path in sorted(inputs):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _local(model: str) -> list[Any]:
+    """A model's name and, for a folder, its files' times and sizes."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return [model]
+    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [str(folder.resolve()), [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
+
+
+def _current(out: Path, key: str, accept_stand_in: bool) -> dict[str, Any] | None:
+    """The manifest, if OUT is whole and made from the same; a fallback counts only where it is allowed."""
+    try:
+        manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["build_key"] != key or (manifest["warning"] and not accept_stand_in):
+            return None
+        whole = all(files.sha256(out / name) == known for name, known in manifest["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return manifest if whole else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Gunicorn's settings: `gunicorn` in this folder starts the server."""
+
+import gc
+import os
+import socket
+import struct
+import sys
+
+# Before numpy is imported: its products here are small, a pool of threads only costs memory.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from gunicorn.arbiter import Arbiter
+
+from app.errors import BootError
+from app.settings import Settings
+from app.worker import Worker
+
+try:
+    settings = Settings.from_env(os.environ)
+except BootError as error:
+    sys.exit(f"Error: {error}")
+
+wsgi_app = "app:create_app()"
+bind = f"0.0.0.0:{settings.port}"
+worker_class = Worker
+workers = settings.web_concurrency
+threads = settings.threads
+loglevel = settings.log_level
+# The app and the tokenizer (285 MB) are loaded once and shared copy-on-write.
+preload_app = True
+RECEIVE_SECONDS = 10
+# Load balancers keep connections open and reuse them: closing first gives their clients 502s.
+keepalive = 75
+# Cloud Run kills 10 s after SIGTERM.
+graceful_timeout = 8
+# Only silence counts, not slow requests: workers beat while their threads work.
+timeout = 60
+# The longest that Gunicorn allows: GET /embed?q= has its text in it.
+limit_request_line = 8190
+# The parser that app/worker.py knows, even where the faster one is installed.
+http_parser = "python"
+# Heartbeat files on a real disk can block a worker.
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+# It would be opened under $HOME, which a read-only container has not.
+control_socket_disable = True
+
+
+def on_starting(server):
+    """Say at once that the port is busy; Gunicorn itself tries for five seconds and says it ten times."""
+    if "GUNICORN_FD" in os.environ:  # an upgrade in place takes over the socket
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", settings.port))
+        except OSError as error:
+            sys.exit(f"Error: Port {settings.port} cannot be used ({error.strerror}): set PORT to a free one.")
+
+
+def when_ready(server):
+    """Keep what is loaded out of the garbage collector's reach, so that workers share its memory."""
+    gc.freeze()
+
+
+def post_worker_init(worker):
+    """Open the session after the fork: its threads would not survive one."""
+    # A client that stops in the middle of a request would hold its thread for ever: accepted
+    # sockets inherit this from the listening one.
+    for listener in worker.sockets:
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", RECEIVE_SECONDS, 0))
+    try:
+        worker.open()
+    except BootError as error:
+        worker.log.critical("%s", error)
+        sys.exit(Arbiter.WORKER_BOOT_ERROR)  # stops the server instead of trying for ever
