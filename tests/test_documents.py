@@ -1,0 +1,99 @@
+"""What is written down is what is there: README in both languages, openapi.yml, the locks."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import yaml
+
+from app.routes import native, ops
+from app.settings import Settings
+from tests.conftest import ROOT
+
+OPENAPI = yaml.safe_load((ROOT / "app/openapi.yml").read_text())
+READMES = ["README.md", "README.ja.md"]
+# Settings whose default the README puts in words, since it depends on the CPU.
+IN_WORDS = {"WEB_CONCURRENCY", "THREADS"}
+
+
+def rows(readme: str) -> dict[str, str]:
+    """First cell of every table row (without backquotes) -> second cell."""
+    lines = (ROOT / readme).read_text().splitlines()
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if line.startswith("| ")]
+    return {row[0].strip("`"): row[1].strip("`") for row in cells if len(row) > 1}
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_settings(readme: str) -> None:
+    """Every setting is in the README with its default, and no other."""
+    table = {name: value for name, value in rows(readme).items() if re.fullmatch(r"[A-Z_]+", name)}
+    settings = {field.name.upper(): field.default for field in fields(Settings)}
+    assert set(table) == set(settings)
+    for name in set(settings) - IN_WORDS:
+        assert table[name].rstrip("/") == str(settings[name]), name
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_options(readme: str) -> None:
+    """Every option of /embed is in the README and in openapi.yml, with its default."""
+    table, parameters = rows(readme), OPENAPI["components"]["parameters"]
+    schema = OPENAPI["components"]["schemas"]["Texts"]["properties"]
+    assert set(native.OPTIONS) == set(parameters) == set(schema) - {"texts"}
+    for name in ("normalize", "truncate", "encoding_format"):
+        default = getattr(native.Options(), name)
+        assert table[name] == (str(default).lower() if isinstance(default, bool) else default)
+        assert parameters[name]["schema"]["default"] == schema[name]["default"] == default
+    assert set(native.OPTIONS) <= set(table)
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_routes(readme: str) -> None:
+    """Every route of openapi.yml is in the README."""
+    text = (ROOT / readme).read_text()
+    for path, methods in OPENAPI["paths"].items():
+        for method in methods:
+            assert f"`{method.upper()} {path}" in text, path
+
+
+def test_version() -> None:
+    """GET / and openapi.yml tell the same version."""
+    assert OPENAPI["info"]["version"] == ops.VERSION
+
+
+def test_the_two_readmes_have_the_same_parts() -> None:
+    """As many sections, tables and commands in Japanese as in English; the same measured figures."""
+    english, japanese = ((ROOT / readme).read_text() for readme in READMES)
+    for pattern in (r"^## ", r"^\| ---", r"^```"):
+        assert len(re.findall(pattern, english, re.M)) == len(re.findall(pattern, japanese, re.M)), pattern
+    figures = [
+        re.findall(r"\d[\d.,]*", text.split("<!-- bench -->")[1].split("<!-- /bench -->")[0])
+        for text in (english, japanese)
+    ]
+    assert figures[0] == figures[1]
+    assert len(figures[0]) > 10
+
+
+@pytest.mark.parametrize("name", ["runtime", "build", "test"])
+def test_locks(name: str) -> None:
+    """Every package of the .in file is pinned in the .txt file, and every pin has hashes."""
+    wanted = [line.split()[0] for line in lines(f"{name}.in") if not line.startswith("-")]
+    locked = (ROOT / f"requirements/{name}.txt").read_text()
+    pins = re.findall(r"^([a-z0-9.-]+)==\S+(?: ;[^\\\n]*)? \\\n    --hash=sha256:", locked, re.M)
+    assert {re.split("[=<>;]", package)[0].lower() for package in wanted} <= set(pins)
+    assert len(pins) == len(re.findall(r"^[a-z0-9]", locked, re.M))
+    assert "torch" not in pins
+
+
+def lines(name: str) -> list[str]:
+    text = (ROOT / "requirements" / name).read_text()
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def test_app_never_imports_what_only_the_build_has() -> None:
+    """The whole server, imported, has brought nothing of build/, torch, transformers, onnx or the hub along."""
+    heavy = {"build", "torch", "transformers", "sentence_transformers", "onnx", "huggingface_hub"}
+    code = "import sys, app.worker, app; print(*{name.split('.')[0] for name in sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert heavy & set(run.stdout.split()) == set()
