@@ -92,7 +92,6 @@ class Encoder:
             )
         self.artifact = artifact
         self.max_length = max_length
-        self.slots = slots
         # Why nothing is encoded; None once the golden text gave its golden vector here.
         self.problem: str | None = "The model is not open yet."
         self._tokenizer = tokenizer

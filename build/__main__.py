@@ -7,11 +7,10 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,37 +21,45 @@ from build import BuildError, files
 from build.source import DEFAULT_MODEL, Source, fetch
 
 ROOT = Path(__file__).parent.parent
-MANIFEST = "manifest.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The whole build; returns the exit code."""
-    options = _options("python -m build", arguments)
-    return _guarded(lambda: _build(options))
+    parser = _parser("python -m build")
+    _add_model(parser)
+    return _run(_build, parser.parse_args(arguments))
 
 
-def run_step(step: str, arguments: list[str] | None = None) -> None:
-    """One step alone: `export` (with its source) or `quantize`."""
-    options = _options(f"python -m build.{'export_onnx' if step == 'export' else step}", arguments, step)
-    sys.exit(_guarded(lambda: _export_alone(options) if step == "export" else _quantize_alone(options)))
+def main_export() -> int:
+    """`python -m build.export_onnx`: source and export alone."""
+    parser = _parser("python -m build.export_onnx")
+    _add_model(parser)
+    return _run(_export_alone, parser.parse_args())
 
 
-def _options(program: str, arguments: list[str] | None, step: str | None = None) -> argparse.Namespace:
+def main_quantize() -> int:
+    """`python -m build.quantize`: quantize alone."""
+    return _run(_quantize_alone, _parser("python -m build.quantize").parse_args())
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(program, description="Make a model folder for the embedding server.")
-    if step != "quantize":
-        parser.add_argument("--model", default=DEFAULT_MODEL, help="hub id, folder, or stand-in (default: %(default)s)")
-        parser.add_argument("--revision", help="the hub's branch, tag or commit")
-        parser.add_argument("--fallback", choices=["stand-in"], help="go on with it where the hub cannot be reached")
     parser.add_argument("--out", type=Path, default=Path("model"), help="the folder to write (default: %(default)s)")
-    return parser.parse_args(arguments)
+    return parser
 
 
-def _guarded(work: Any) -> int:
-    # progress bars of the libraries would tear the lines
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="hub id, folder, or stand-in (default: %(default)s)")
+    parser.add_argument("--revision", help="the hub's branch, tag or commit")
+    parser.add_argument("--fallback", choices=["stand-in"], help="go on with it where the hub cannot be reached")
+
+
+def _run(work: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Work in the folder alone; an error is a line, not a stack trace. Returns the exit code."""
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     try:
-        work()
+        with files.locked(options.out):
+            work(options)
     except (BuildError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -63,11 +70,6 @@ def _guarded(work: Any) -> int:
 
 def _build(options: argparse.Namespace) -> None:
     out: Path = options.out
-    with files.locked(out):
-        _build_in(out, options)
-
-
-def _build_in(out: Path, options: argparse.Namespace) -> None:
     key = build_key(options.model, options.revision)
     current = _current(out, key, accept_stand_in=options.fallback is not None)
     if current is not None:
@@ -112,9 +114,6 @@ def _export(source: Source, out: Path, bar: Any) -> tuple[Any, Any]:
 
     with _step("export", bar) as done:
         model = export_onnx.load(source.folder)
-        export_onnx.inspect(model)  # refuses before anything is touched
-        # From here on the folder is not whole until verify says so.
-        (out / MANIFEST).unlink(missing_ok=True)
         facts = export_onnx.export(model, out)
         done(_sizes(out, export_onnx.FP32, export_onnx.TOKENIZER))
     return model, facts
@@ -124,8 +123,6 @@ def _quantize(out: Path, bar: Any) -> None:
     from build import quantize
 
     with _step("quantize", bar) as done:
-        quantize.check(out)
-        (out / MANIFEST).unlink(missing_ok=True)
         quantize.quantize(out)
         done(_sizes(out, quantize.INT8))
 
@@ -179,7 +176,7 @@ def _local(model: str) -> list[Any]:
 def _current(out: Path, key: str, accept_stand_in: bool) -> dict[str, Any] | None:
     """The manifest, if OUT is whole and made from the same; a fallback counts only where it is allowed."""
     try:
-        manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads((out / files.SEAL).read_text(encoding="utf-8"))
         if manifest["build_key"] != key or (manifest["warning"] and not accept_stand_in):
             return None
         whole = all(files.sha256(out / name) == known for name, known in manifest["files"].items())

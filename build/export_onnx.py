@@ -10,6 +10,7 @@ depend on the text is done here, once.
 
 import json
 import math
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -221,6 +222,6 @@ def tokenizer_json(model: Any) -> str:
 
 
 if __name__ == "__main__":
-    from build.__main__ import run_step
+    from build.__main__ import main_export
 
-    run_step("export")
+    sys.exit(main_export())

@@ -12,13 +12,15 @@ from pathlib import Path
 from build import BuildError
 
 PART = ".part-"
+# What makes a model folder whole: written last, gone as soon as another file is replaced.
+SEAL = "manifest.json"
 
 
 @contextmanager
 def replacing(folder: Path, *names: str) -> Iterator[Path]:
     """A folder beside the place of the files: write them there, and they are moved on leaving.
 
-    On an exception nothing is moved. Names may hold a subfolder.
+    On an exception nothing is moved, and the folder's seal holds. Names may hold a subfolder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder, prefix=PART))
@@ -26,6 +28,7 @@ def replacing(folder: Path, *names: str) -> Iterator[Path]:
         for name in names:
             (part / name).parent.mkdir(parents=True, exist_ok=True)
         yield part
+        (folder / SEAL).unlink(missing_ok=True)
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).chmod(0o644)
@@ -41,6 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         BuildError: another build is at work in it.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -51,7 +55,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not any(folder.iterdir()):  # refused before anything was written
+        if made and not any(folder.iterdir()):  # refused before anything was written
             folder.rmdir()
         os.close(handle)
 

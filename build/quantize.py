@@ -9,6 +9,7 @@ alone gave the same bits up to some 20 tokens, and cosine 0.9990 for pages.)
 """
 
 import logging
+import sys
 from pathlib import Path
 
 import onnxruntime as ort
@@ -20,19 +21,14 @@ from build.export_onnx import FP32
 INT8 = "model_int8.onnx"
 
 
-def check(out: Path) -> None:
-    """Raises BuildError if there is nothing to quantize."""
-    if not (out / FP32).is_file():
-        raise BuildError(f"There is no {out / FP32}: run python -m build.export_onnx --out {out} first.")
-
-
 def quantize(out: Path) -> None:
     """Write OUT/model_int8.onnx (+ .data) from OUT/model_fp32.onnx.
 
     Raises:
         BuildError: there is no OUT/model_fp32.onnx.
     """
-    check(out)
+    if not (out / FP32).is_file():
+        raise BuildError(f"There is no {out / FP32}: run python -m build.export_onnx --out {out} first.")
     logging.getLogger().setLevel(logging.ERROR)  # quantize_dynamic advises a preprocessing that changes nothing here
     with files.replacing(out, INT8, f"{INT8}.data") as part:
         plain = part / "plain.onnx"
@@ -62,6 +58,6 @@ def optimize(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    from build.__main__ import run_step
+    from build.__main__ import main_quantize
 
-    run_step("quantize")
+    sys.exit(main_quantize())
