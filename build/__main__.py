@@ -42,6 +42,13 @@ def main_quantize() -> int:
     return _run(_quantize_alone, _parser("python -m build.quantize").parse_args())
 
 
+def main_verify() -> int:
+    """`python -m build.verify`: the proof alone, of what the two other steps have made."""
+    parser = _parser("python -m build.verify")
+    _add_model(parser)
+    return _run(_verify_alone, parser.parse_args())
+
+
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(program, description="Make a model folder for the embedding server.")
     parser.add_argument("--out", type=Path, default=Path("model"), help="the folder to write (default: %(default)s)")
@@ -84,16 +91,7 @@ def _build(options: argparse.Namespace) -> None:
         files.clean(out)
         model, facts = _export(source, out, bar)
         _quantize(out, bar)
-        from build.verify import verify
-
-        with _step("verify", bar) as done:
-            report = verify(model, facts, source, out, key, progress=bar.update)
-            int8 = report["int8"]
-            done(
-                f"cosine to sentence-transformers: mean {int8['mean']:.4f}, least {int8['min']:.4f}; "
-                f"difference of similarities {int8['pairwise_difference']:.4f}; "
-                f"{report['speed']['int8_over_fp32']} x the speed of FP32"
-            )
+        _verify(model, facts, source, out, key, bar)
     _warn(source.warning)
 
 
@@ -107,6 +105,17 @@ def _export_alone(options: argparse.Namespace) -> None:
 def _quantize_alone(options: argparse.Namespace) -> None:
     with tqdm(disable=True) as bar:
         _quantize(options.out, bar)
+
+
+def _verify_alone(options: argparse.Namespace) -> None:
+    from build import export_onnx
+
+    key = build_key(options.model, options.revision)
+    with tqdm(disable=True) as bar:
+        source = fetch(options.model, options.revision, options.fallback)
+        model = export_onnx.load(source.folder)
+        _verify(model, export_onnx.inspect(model), source, options.out, key, bar)
+    _warn(source.warning)
 
 
 def _export(source: Source, out: Path, bar: Any) -> tuple[Any, Any]:
@@ -125,6 +134,19 @@ def _quantize(out: Path, bar: Any) -> None:
     with _step("quantize", bar) as done:
         quantize.quantize(out)
         done(_sizes(out, quantize.INT8))
+
+
+def _verify(model: Any, facts: Any, source: Source, out: Path, key: str, bar: Any) -> None:
+    from build.verify import verify
+
+    with _step("verify", bar) as done:
+        report = verify(model, facts, source, out, key, progress=bar.update)
+        int8 = report["int8"]
+        done(
+            f"cosine to sentence-transformers: mean {int8['mean']:.4f}, least {int8['min']:.4f}; "
+            f"difference of similarities {int8['pairwise_difference']:.4f}; "
+            f"{report['speed']['int8_over_fp32']} x the speed of FP32"
+        )
 
 
 @contextmanager

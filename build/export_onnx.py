@@ -25,6 +25,7 @@ from build import BuildError, files
 OPSET = 17  # the first one with LayerNormalization
 FP32 = "model_fp32.onnx"
 TOKENIZER = "tokenizer/tokenizer.json"
+TABLE = "words"  # the name of the word embeddings in the graph
 POOLING_MODES = ("mean", "cls")
 
 

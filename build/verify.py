@@ -1,11 +1,14 @@
 """Prove that what is served equals the original: report.json, and manifest.json if it does.
 
 The shipped Encoder, on INT8 and on FP32, against SentenceTransformer.encode, on build/texts/.
+
+    python -m build.verify [--model MODEL] [--revision REV] [--out DIR]
 """
 
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,8 +29,8 @@ from build import BuildError, files
 from build.export_onnx import FP32, Facts
 from build.quantize import INT8
 from build.source import Source
+from build.texts import texts
 
-TEXTS = Path(__file__).parent / "texts"
 GOLDEN_TEXT = "動的計画法は、問題を小さな部分問題に分けて解く。Dynamic programming, 2026."
 # How near another CPU's vector must come. The integer sums are the same everywhere; float
 # sums may be ordered in another way, which flips a few roundings of the activations: between
@@ -42,11 +45,6 @@ SPEED_ROUNDS = 3
 
 Matrix = NDArray[np.float32]
 Report = dict[str, Any]
-
-
-def texts() -> dict[str, list[str]]:
-    """The parity texts: group (the file's name) -> its lines."""
-    return {path.stem: path.read_text(encoding="utf-8").splitlines() for path in sorted(TEXTS.glob("*.txt"))}
 
 
 def verify(
@@ -270,3 +268,9 @@ def _now() -> str:
 def _write(out: Path, name: str, text: str) -> None:
     with files.replacing(out, name) as part:
         (part / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    from build.__main__ import main_verify
+
+    sys.exit(main_verify())

@@ -14,6 +14,7 @@ import requests
 
 from build import export_onnx, verify
 from build.source import fetch
+from build.texts import texts
 from tests.conftest import ROOT, Server, build, open_encoder
 
 pytestmark = pytest.mark.full_size
@@ -39,7 +40,7 @@ def fp32(start: Start, full_size_model: Path) -> Server:
 
 
 def everything() -> list[str]:
-    return [text for lines in verify.texts().values() for text in lines]
+    return [text for lines in texts().values() for text in lines]
 
 
 def embed(server: Server, texts: list[str], **options: Any) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import dataclasses, json, sys
 from build.source import fetch
 print(json.dumps(dataclasses.asdict(fetch(*json.loads(sys.argv[1]))), default=str))
 """
+TOKEN = "hf_secret"
 ASK = ": ask for access, then set HF_TOKEN."
 RULE = (
     "Repo id must use alphanumeric chars, '-', '_' or '.'. "
@@ -70,7 +71,7 @@ class Answer(BaseHTTPRequestHandler):
             self.refuse(404, "RepoNotFound")
         elif commit not in self.server.asked:
             self.refuse(404, "RevisionNotFound")
-        elif model == "org/gated" or (model == "org/gated-files" and what == "resolve"):
+        elif (model == "org/gated" or (model == "org/gated-files" and what == "resolve")) and not self.is_known():
             self.refuse(403, "GatedRepo")
         elif is_api and what == "revision":
             self.answer({"id": model, "sha": commit, "siblings": [{"rfilename": file} for file in files]})
@@ -82,6 +83,9 @@ class Answer(BaseHTTPRequestHandler):
             self.reply(200, files[name], {"ETag": etag, "X-Repo-Commit": commit})
 
     do_HEAD = do_GET
+
+    def is_known(self) -> bool:
+        return self.headers["Authorization"] == f"Bearer {TOKEN}"
 
     def answer(self, value: Any) -> None:
         self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -122,9 +126,9 @@ def dead_hub() -> str:
     return f"http://127.0.0.1:{free_port()}"
 
 
-def python(arguments: list[str], endpoint: str, home: Path) -> Run:
+def python(arguments: list[str], endpoint: str, home: Path, **environ: str) -> Run:
     """Run Python in the repository's root with the hub at `endpoint` and its client's cache in `home`."""
-    ours = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    ours = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environ}
     others = re.compile("(HF|HUGGING|TRANSFORMERS)_.*|.*PROXY", re.IGNORECASE)
     clean = {name: value for name, value in os.environ.items() if not others.fullmatch(name)}
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, env={**clean, **ours}, capture_output=True, text=True)
@@ -226,6 +230,37 @@ def test_a_refusal_is_not_a_missing_hub(hub: Hub, tmp_path: Path) -> None:
     run = build(tmp_path, hub.url, "--model", "org/tiny", "--fallback", "stand-in")
     assert run.stderr.startswith("error: ") and "hub cannot be reached" not in run.stderr
     assert_refused(run, tmp_path, run.stderr.splitlines()[0])
+
+
+def test_a_private_model_as_the_image_builds_it(hub: Hub, tmp_path: Path) -> None:
+    """The token is read from the file that HF_TOKEN_PATH names; the proof then needs neither it nor the hub."""
+    (tmp_path / "hf_token").write_text(TOKEN + "\n")
+    home, model, out = tmp_path / "home", ["--model", "org/gated"], ["--out", str(tmp_path / "model")]
+    for arguments, environ in (
+        (["-m", "build.export_onnx", *model, *out], {"HF_TOKEN_PATH": str(tmp_path / "hf_token")}),
+        (["-m", "build.quantize", *out], {}),
+        (["-m", "build.verify", *model, *out], {"HF_HUB_OFFLINE": "1"}),
+    ):
+        run = python(arguments, hub.url, home, **environ)
+        assert run.returncode == 0, run.stderr
+    manifest = json.loads((tmp_path / "model/manifest.json").read_text())
+    assert (manifest["model"], manifest["revision"]) == ("org/gated", MAIN)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in files if TOKEN.encode() in path.read_bytes()] == ["hf_token"]
+
+
+def test_the_proof_alone_needs_the_other_steps(tiny_source: Path, tmp_path: Path) -> None:
+    """`python -m build.verify` without a model says which file is missing, and seals nothing."""
+    run = subprocess.run(
+        [sys.executable, "-m", "build.verify", "--model", str(tiny_source), "--out", str(tmp_path / "model")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: The server would not load the model: ")
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "model/manifest.json").exists()
 
 
 @pytest.mark.full_size
