@@ -11,6 +11,6 @@ end
 done = function(summary, latency)
   local e = summary.errors
   local failed = e.connect + e.read + e.write + e.status + e.timeout
-  io.write(string.format("FIGURES %d %d %f %f %f\n", summary.requests, failed, summary.duration / 1e6,
-    latency:percentile(50) / 1e3, latency:percentile(95) / 1e3))
+  io.write(string.format("FIGURES %d %d %f %f %f %f\n", summary.requests, failed, summary.duration / 1e6,
+    latency:percentile(50) / 1e3, latency:percentile(95) / 1e3, latency:percentile(99) / 1e3))
 end

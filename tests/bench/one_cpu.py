@@ -1,0 +1,138 @@
+"""How much one CPU bears: what docs/scaling.md and the concurrency of a Cloud Run instance rest on.
+
+The server is pinned to one CPU and wrk to another, so the server gives itself one slot, as it
+does with one vCPU. Without the rest of make bench: python -m tests.bench.one_cpu
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import requests
+
+from app import cpu
+from app.settings import Settings
+from tests.bench import load
+from tests.bench.load import BATCH, Figures
+from tests.conftest import Server
+
+ROUNDS = 3
+SECONDS = 4.0
+# Texts in a request, clients.
+LOADS = [(1, 1), (1, 2), (1, 5), (1, 10), (1, 20), (1, 40), (1, 80), (BATCH, 1), (BATCH, 2)]
+# As many as Cloud Run sends to an instance at once, and some for the health checks.
+THREADS = 16
+P95_LIMIT_MS = 300
+# Cut at MAX_LENGTH. The largest request has MAX_TEXTS of them; it is reckoned from one of PAGES.
+PAGE = "深さ優先探索は、グラフを深く進めるだけ進む方法である。" * 30
+PAGES = 128
+
+
+class Measured(NamedTuple):
+    figures: Figures
+    cpu_ms_per_text: float
+
+
+def measure(settings: Settings, texts: list[str]) -> None:
+    """Print a table of loads, the start and the memory; a new server in every round."""
+    if cpu.available_cpus() < 2:
+        print("One CPU: not measured, since wrk needs a second one.")
+        return
+    rounds: dict[tuple[int, int], list[Measured]] = {}
+    starts, memory, largest = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        bodies = {size: load.write_bodies(folder, texts, size) for size, _ in LOADS}
+        for number in range(ROUNDS):
+            start = time.perf_counter()
+            with one_cpu_server(settings) as server:
+                load.wait_for_first_vector(server)
+                starts.append(time.perf_counter() - start)
+                # Every other round backwards: what comes late in a round is not always the same.
+                for size, clients in LOADS[:: -1 if number % 2 else 1]:
+                    measured = run(server, bodies[size], size, clients)
+                    rounds.setdefault((size, clients), []).append(measured)
+                largest.append(seconds_of_pages(server) / PAGES * settings.max_texts)
+                memory.append(load.pss_megabytes(server))
+    print_loads(rounds)
+    print(f"| one CPU: `gunicorn` to first vector | {statistics.median(starts):.2f} s |")
+    print(f"| one CPU: memory (PSS) after the load | {max(memory):.0f} MB |")
+    print(f"| one CPU: the largest request, {settings.max_texts:,} pages | {statistics.median(largest):.0f} s |")
+
+
+@contextmanager
+def one_cpu_server(settings: Settings) -> Iterator[Server]:
+    """A server on the first CPU while this process, and so wrk, is on the second."""
+    before = os.sched_getaffinity(0)
+    first, second = sorted(before)[:2]
+    try:
+        os.sched_setaffinity(0, {first})  # a new process inherits it
+        server = load.serve(settings, CACHE_SIZE="0", THREADS=str(THREADS))
+        os.sched_setaffinity(0, {second})
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def run(server: Server, bodies: Path, size: int, clients: int) -> Measured:
+    before = cpu_seconds(server)
+    figures = load.wrk(server, bodies, clients, SECONDS)
+    used = cpu_seconds_when_idle(server) - before
+    # wrk leaves when its time is over; the server still computes what each client was waiting for.
+    return Measured(figures, used * 1e3 / ((figures.requests + clients) * size))
+
+
+def seconds_of_pages(server: Server) -> float:
+    texts = [f"{number} {PAGE}" for number in range(PAGES)]
+    start = time.perf_counter()
+    requests.post(f"{server.url}/embed", json={"texts": texts}, timeout=300).raise_for_status()
+    return time.perf_counter() - start
+
+
+def cpu_seconds(server: Server) -> float:
+    """User and system time of all its processes so far."""
+    ticks = 0
+    for pid in [server.process.pid, *server.workers()]:
+        # Fields 14 and 15, counted after the name, which may hold spaces: man 5 proc_pid_stat
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds_when_idle(server: Server) -> float:
+    """The same, when what is left of the load is done."""
+    seconds = [cpu_seconds(server)]
+
+    def idle() -> bool:
+        time.sleep(0.2)
+        seconds.append(cpu_seconds(server))
+        return seconds[-1] - seconds[-2] < 0.02
+
+    load.until(idle)
+    return seconds[-1]
+
+
+def print_loads(rounds: dict[tuple[int, int], list[Measured]]) -> None:
+    print("| one CPU | texts/s | p50 | p95 | p99 | CPU time a text |\n| --- | --- | --- | --- | --- | --- |")
+    borne = 0
+    for (size, clients), measured in sorted(rounds.items()):
+        rate = statistics.median(each.figures.requests_per_second for each in measured) * size
+        p50, p95, p99 = (statistics.median(each.figures[column] for each in measured) for column in (2, 3, 4))
+        cpu_ms = statistics.median(each.cpu_ms_per_text for each in measured)
+        label = f"{size} text{'s' * (size > 1)} a request, {clients} client{'s' * (clients > 1)}"
+        print(f"| {label} | {rate:.0f} | {p50:.0f} ms | {p95:.0f} ms | {p99:.0f} ms | {cpu_ms:.2f} ms |")
+        if size == 1 and p95 < P95_LIMIT_MS:
+            borne = max(borne, clients)
+    print(f"\n| one CPU: most clients measured with p95 under {P95_LIMIT_MS} ms, 1 text a request | {borne} |")
+    print("| --- | --- |")
+
+
+if __name__ == "__main__":
+    measure(load.settings(), load.mixed_texts())
