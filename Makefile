@@ -2,9 +2,14 @@
 #   make run     set up what is missing, then serve on http://localhost:$PORT (8080)
 #   make test    set up what is missing, then run every test
 #   make model   build model/ (MODEL=…, REVISION=…); nothing changed: does nothing
+#   make image   build the container image (MODEL=…, REVISION=…, PRECISION=…) with Docker
 PYTHON ?= python3
 MODEL ?=
 REVISION ?=
+PRECISION ?=
+IMAGE ?= embedding-api
+# Another program than Docker: what it must understand is in tests/image/container.py.
+CONTAINER_BUILD ?= docker build
 # PyTorch's own index of CPU builds, beside the package index that pip is set up with.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -16,10 +21,11 @@ install := $(bin)/python -m pip install --quiet --disable-pip-version-check --no
 black := $(bin)/black --line-length 120 --exclude '/(\.git|\.venv|\.cache|model)/'
 out := $(or $(MODEL_DIR),model)
 build_args := $(if $(MODEL),--model '$(MODEL)') $(if $(REVISION),--revision '$(REVISION)') --out '$(out)'
+image_args := $(foreach name,MODEL REVISION PRECISION,$(if $($(name)),--build-arg $(name)='$($(name))'))
 
 # pip must not run twice at once in one environment
 .NOTPARALLEL:
-.PHONY: run test model bench lint format lock clean
+.PHONY: run test model image image-check image-size image-start sbom audit bench lint format lock clean
 
 # A sealed model folder is served as it is, whatever model it holds.
 run: $(venv)/.runtime $(venv)/.build
@@ -32,6 +38,22 @@ model: $(venv)/.runtime $(venv)/.build
 
 test: $(venv)/.runtime $(venv)/.build $(venv)/.test
 	$(bin)/python -m pytest
+
+image:
+	$(CONTAINER_BUILD) -t $(IMAGE) $(image_args) .
+
+# The list of the packages in the image, sbom.cdx.json (CycloneDX).
+sbom:
+	$(CONTAINER_BUILD) -t $(IMAGE)-sbom --target sbom --output=type=local,dest=. .
+
+image-check: $(venv)/.runtime $(venv)/.build $(venv)/.test
+	$(bin)/python -m pytest tests/image
+
+image-size image-start: $(venv)/.runtime $(venv)/.test
+	@$(bin)/python -m tests.image $(@:image-%=%)
+
+audit:
+	@sh requirements/audit
 
 bench: $(venv)/.runtime $(venv)/.build $(venv)/.test
 	$(bin)/python -m tests.bench

@@ -78,7 +78,8 @@ def _sentence(error: HTTPException, app: Flask) -> str:
         case NotFound():
             return f"There is nothing at {request.path}; /docs lists what there is."
         case MethodNotAllowed():
-            return f"{request.method} is not allowed at {request.path}, only {', '.join(error.valid_methods or ())}."
+            allowed = ", ".join(sorted(error.valid_methods or ()))
+            return f"{request.method} is not allowed at {request.path}, only {allowed}."
         case RequestEntityTooLarge():
             limit = app.extensions["settings"].max_body_bytes
             return f"The body is over the limit of {limit} bytes (MAX_BODY_BYTES): send fewer texts at once."

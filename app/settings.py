@@ -16,15 +16,6 @@ THREADS_PER_CPU = 8
 CPUS_PER_WORKER = 4
 
 
-def _default_workers() -> int:
-    """One worker process for every 4 CPUs: workers cost memory, threads share it."""
-    return math.ceil(available_cpus() / CPUS_PER_WORKER)
-
-
-def _default_threads() -> int:
-    return THREADS_PER_CPU * min(available_cpus(), CPUS_PER_WORKER)
-
-
 @dataclass(frozen=True)
 class Settings:
     """Each field is the environment variable of its name in capitals."""
@@ -34,17 +25,25 @@ class Settings:
     tokenizer_path: Path = Path("tokenizer/")
     max_length: int = field(default=256, metadata={"min": 3, "unit": "tokens"})
     port: int = field(default=8080, metadata={"min": 1, "max": 65535})
-    web_concurrency: int = field(default_factory=_default_workers, metadata={"min": 1})
-    threads: int = field(default_factory=_default_threads, metadata={"min": 1})
+    cpus: int = field(default_factory=available_cpus, metadata={"min": 1})
+    web_concurrency: int = field(default=0, metadata={"min": 1})
+    threads: int = field(default=0, metadata={"min": 1})
     max_texts: int = field(default=2048, metadata={"min": 1})
     max_body_bytes: int = field(default=8 * 1024 * 1024, metadata={"min": 1})
     cache_size: int = field(default=4096, metadata={"min": 0})
     log_level: str = field(default="info", metadata={"choices": LOG_LEVELS})
 
+    def __post_init__(self) -> None:
+        # One worker process for every 4 CPUs: workers cost memory, threads share it.
+        if not self.web_concurrency:
+            object.__setattr__(self, "web_concurrency", math.ceil(self.cpus / CPUS_PER_WORKER))
+        if not self.threads:
+            object.__setattr__(self, "threads", THREADS_PER_CPU * min(self.cpus, CPUS_PER_WORKER))
+
     @property
     def slots(self) -> int:
         """Texts that one worker computes at the same time: its share of the CPUs."""
-        return math.ceil(available_cpus() / self.web_concurrency)
+        return math.ceil(self.cpus / self.web_concurrency)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":

@@ -10,12 +10,13 @@ import yaml
 
 from app.routes import native, ops
 from app.settings import Settings
+from build.source import DEFAULT_MODEL
 from tests.conftest import ROOT
 
 OPENAPI = yaml.safe_load((ROOT / "app/openapi.yml").read_text())
 READMES = ["README.md", "README.ja.md"]
 # Settings whose default the README puts in words, since it depends on the CPU.
-IN_WORDS = {"WEB_CONCURRENCY", "THREADS"}
+IN_WORDS = {"CPUS", "WEB_CONCURRENCY", "THREADS"}
 
 
 def rows(readme: str) -> dict[str, str]:
@@ -60,6 +61,29 @@ def test_routes(readme: str) -> None:
 def test_version() -> None:
     """GET / and openapi.yml tell the same version."""
     assert OPENAPI["info"]["version"] == ops.VERSION
+
+
+def test_the_images_arguments() -> None:
+    """The Dockerfile's defaults are those of `make` and `python -m build`; the README names every argument."""
+    text = (ROOT / "Dockerfile").read_text()
+    defaults = dict(re.findall(r"^ARG (\w+)=(.*)$", text, re.M))
+    assert (defaults["MODEL"], defaults["REVISION"]) == (DEFAULT_MODEL, "")
+    assert f"TORCH_INDEX ?= {defaults['TORCH_INDEX']}\n" in (ROOT / "Makefile").read_text()
+    assert defaults["VERSION"] == ops.VERSION
+    for readme in READMES:
+        named = re.findall(r"`([A-Z]\w*)=`", (ROOT / readme).read_text())
+        assert set(named) == set(defaults) - {"VERSION"}
+
+
+def test_the_images_build_sees_only_what_it_copies() -> None:
+    """What .dockerignore lets in is what the Dockerfile copies, so that an edit of anything else rebuilds nothing."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")][0] == "*"
+    let_in = {path for line in lines if line.startswith("!") for path in ROOT.glob(line[1:])}
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.M)
+    copied = {ROOT / name for copy in copies for name in copy.split()}
+    assert copied <= let_in
+    assert let_in - copied <= set(ROOT.glob("requirements/*.txt"))
 
 
 def test_the_two_readmes_have_the_same_parts() -> None:

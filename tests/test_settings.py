@@ -46,6 +46,14 @@ def test_malformed_value(name: str, value: str) -> None:
         Settings.from_env({name: value})
 
 
+def test_cpus_decide_on_workers_threads_and_slots() -> None:
+    """CPUS overrules what is counted; one worker for every 4 CPUs, as many slots as CPUs."""
+    for cpus, workers, threads, slots in ((1, 1, 8, 1), (2, 1, 16, 2), (8, 2, 32, 4)):
+        settings = Settings.from_env({"CPUS": str(cpus)})
+        assert (settings.web_concurrency, settings.threads, settings.slots) == (workers, threads, slots)
+    assert Settings.from_env({"CPUS": "8", "WEB_CONCURRENCY": "8"}).slots == 1
+
+
 def test_every_slot_has_a_worker_and_a_thread() -> None:
     """All CPUs are used however many workers are asked for."""
     for workers in (1, 2, 3):

@@ -37,7 +37,7 @@ def about() -> Response:
             "max_length": encoder().max_length,
             "limits": {"max_texts": limits.max_texts, "max_body_bytes": limits.max_body_bytes},
             "quality": manifest.quality,
-            "cpu": {**cpu.features(), "available": cpu.available_cpus()},
+            "cpu": {**cpu.features(), "available": limits.cpus},
             "links": {"docs": "/docs", "openapi": "/openapi.json", "health": "/health", "ready": "/readyz"},
         }
     )

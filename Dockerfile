@@ -1,0 +1,123 @@
+# Stages, in the order in which they change:
+#   packages   the server's packages, as locked
+#   runtime    the same, without what the server never uses
+#   model      the heavy part: PyTorch, download, export, quantize
+#   verified   the proof, by the code that ships: rerun when app/ changes, the export is not
+#   (last)     what is shipped
+#
+# docker build -t embedding-api .
+# docker build -t embedding-api --build-arg MODEL=/source --build-context source=FOLDER .   your own model
+# docker build -t embedding-api --secret id=hf_token,src=FILE .                             a private one
+
+# Pinned to the Python that the locks were tested with; its tag moves with Debian's security fixes. For a
+# build that can be repeated to the byte: PYTHON_IMAGE=docker.io/library/python:3.11-slim@sha256:…
+ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim
+# What to serve: a hub id, its branch, tag or commit, and int8 or fp32.
+ARG MODEL=sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2
+ARG REVISION=
+ARG PRECISION=int8
+# PyTorch's own index of CPU builds; elsewhere the package is a CUDA build of several GB.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+# A model of your own comes in its place: --build-context source=FOLDER
+FROM scratch AS source
+
+FROM ${PYTHON_IMAGE} AS packages
+WORKDIR /src
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_DEPS=1 PIP_PYTHON=/opt/venv/bin/python PIP_ROOT_USER_ACTION=ignore
+COPY requirements/runtime.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv --without-pip /opt/venv \
+    && pip install --quiet --no-compile --require-hashes -r requirements/runtime.txt
+
+
+FROM packages AS runtime
+COPY requirements/slim.py requirements/
+# Bytecode has a place of its own, so that the standard library can have some, too: the base has none.
+ENV PYTHONPYCACHEPREFIX=/opt/bytecode
+RUN ORT_DISABLE_TELEMETRY=1 /opt/venv/bin/python requirements/slim.py
+
+
+FROM runtime AS inventory
+COPY requirements/audit.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv --without-pip /opt/audit \
+    && pip --python /opt/audit/bin/python install --quiet --require-hashes -r requirements/audit.txt \
+    && /opt/audit/bin/cyclonedx-py environment --output-reproducible --output-file /sbom.cdx.json /opt/venv/bin/python
+
+
+# The list of the packages in the image: docker build --target sbom --output type=local,dest=. .
+FROM scratch AS sbom
+COPY --from=inventory /sbom.cdx.json /
+
+
+FROM packages AS model
+ARG TORCH_INDEX
+COPY requirements/build.txt requirements/torch.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --quiet --require-hashes -r requirements/build.txt \
+    && PIP_EXTRA_INDEX_URL=$TORCH_INDEX pip install --quiet --retries 1 --timeout 10 -r requirements/torch.txt
+COPY build build
+COPY --from=source / /source/
+ARG MODEL
+ARG REVISION
+# Where there is such a secret, the hub's client reads the token from it; it is in no layer.
+ENV HF_TOKEN_PATH=/run/secrets/hf_token
+RUN --mount=type=secret,id=hf_token \
+    /opt/venv/bin/python -m build.export_onnx --model "$MODEL" ${REVISION:+--revision "$REVISION"} \
+    && /opt/venv/bin/python -m build.quantize
+
+
+FROM model AS verified
+ARG MODEL
+ARG REVISION
+COPY app app
+# The source is there already: nothing is downloaded.
+RUN HF_HUB_OFFLINE=1 /opt/venv/bin/python -m build.verify --model "$MODEL" ${REVISION:+--revision "$REVISION"}
+
+
+FROM ${PYTHON_IMAGE} AS code
+WORKDIR /srv
+ENV PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONDONTWRITEBYTECODE=1
+COPY app app
+COPY gunicorn.conf.py .
+# Readable whatever the umask of who made the working tree.
+RUN chmod -R u=rwX,go=rX . && python -m compileall -q .
+
+
+FROM ${PYTHON_IMAGE}
+ARG PRECISION
+WORKDIR /srv
+COPY --from=runtime /opt/venv /opt/venv
+COPY --from=runtime /opt/bytecode /opt/bytecode
+COPY --from=model /src/model/model_${PRECISION}.onnx* model/
+COPY --from=model /src/model/tokenizer model/tokenizer
+COPY --from=verified /src/model/manifest.json /src/model/report.json model/
+COPY --from=code /opt/bytecode /opt/bytecode
+COPY --from=code /srv /srv
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1 \
+    MODEL_PATH=model_${PRECISION}.onnx
+# A number, so that Kubernetes can see that it is not root.
+USER 65532:65532
+EXPOSE 8080
+HEALTHCHECK --interval=30s --timeout=5s --start-period=15s CMD ["python", "-c", "\
+import http.client, os, sys; \
+server = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('PORT') or 8080), timeout=4); \
+server.request('GET', '/readyz'); \
+sys.exit(server.getresponse().status != 200)"]
+CMD ["gunicorn"]
+ARG MODEL
+ARG REVISION
+ARG VERSION=0.1.0
+ARG VCS_URL=
+ARG VCS_REVISION=
+LABEL org.opencontainers.image.title="embedding-api" \
+      org.opencontainers.image.description="Sentence embeddings over HTTP on ordinary CPUs" \
+      org.opencontainers.image.source="$VCS_URL" \
+      org.opencontainers.image.revision="$VCS_REVISION" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.licenses="MIT" \
+      embedding-api.model.id="$MODEL" \
+      embedding-api.model.revision="$REVISION" \
+      embedding-api.model.precision="$PRECISION"

@@ -1,0 +1,156 @@
+"""Check a running server from outside; standard library only, so that the image itself can run it.
+
+python deploy/smoke.py URL            exit status 0 or 1; SMOKE_TOKEN: an identity token for a private service
+docker run -i IMAGE python - URL < deploy/smoke.py
+"""
+
+import argparse
+import http.client
+import json
+import math
+import os
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any
+
+# The gate of build/verify.py, which is not in the image; a test keeps them equal.
+FP32_MIN_COSINE = 0.99999
+INT8_MEAN_COSINE = 0.98
+INT8_PAIRWISE_DIFFERENCE = 0.02
+
+TEXTS = ["動的計画法", "グラフ理論", "深さ優先探索"]
+RETRY_SECONDS = 2
+REQUEST_SECONDS = 30
+
+
+class Failed(Exception):
+    """A check that was not passed; the message says which and how."""
+
+
+class Server:
+    def __init__(self, url: str, token: str = "") -> None:
+        self.url = url.rstrip("/")
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def ask(self, path: str, body: Any = None, seconds: float = REQUEST_SECONDS) -> tuple[int, Any]:
+        """Status and JSON of a GET, or of a POST with a body; None for what is not JSON."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = self.headers if data is None else {**self.headers, "Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=seconds) as response:
+                status, content = response.status, response.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                status, content = error.code, error.read()
+        try:
+            return status, json.loads(content)
+        except ValueError:
+            return status, None
+
+    def get(self, path: str, body: Any = None) -> Any:
+        """The JSON of a 200."""
+        status, answer = self.ask(path, body)
+        if status != 200 or not isinstance(answer, dict):
+            raise Failed(f"{path.partition('?')[0]} answered {status} with {_short(answer)}; wanted: 200 with JSON.")
+        return answer
+
+
+def ready(server: Server, path: str, seconds: float) -> str:
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            status, answer = server.ask(path, seconds=max(1, min(REQUEST_SECONDS, until - time.monotonic())))
+            last = f"{status} with {_short(answer)}"
+        except (OSError, http.client.HTTPException) as error:
+            status, last = 0, str(error)
+        if status == 200:
+            return f"{path} answers 200"
+        if time.monotonic() >= until:
+            hint = " It is private: set SMOKE_TOKEN to an identity token of an account with roles/run.invoker."
+            raise Failed(
+                f"{path} did not answer 200 within {seconds:g} s; last: {last}.{hint if status in (401, 403) else ''}"
+            )
+        time.sleep(min(RETRY_SECONDS, seconds))
+
+
+def about(server: Server, allow_stand_in: bool) -> str:
+    answer = server.get("/")
+    model = answer["model"]
+    if model["stand_in"] and not allow_stand_in:
+        raise Failed(f"The model is the stand-in ({model['id']}): build with a real MODEL, or pass --allow-stand-in.")
+    warning = f"; warning: {model['warning']}" if model["warning"] else ""
+    return (
+        f"{answer['name']} {answer['version']} serves {model['id']} at {model['revision']}, "
+        f"{model['precision']}, {model['dimension']} dimensions{warning}"
+    )
+
+
+def quality(server: Server) -> str:
+    figures = server.get("/")["quality"]
+    least, mean = figures["fp32"]["min"], figures["int8"]["mean"]
+    difference = figures["int8"]["pairwise_difference"]
+    if not least >= FP32_MIN_COSINE:
+        raise Failed(f"FP32's least cosine is {least}, below {FP32_MIN_COSINE}.")
+    if not mean >= INT8_MEAN_COSINE:
+        raise Failed(f"INT8's mean cosine is {mean}, below {INT8_MEAN_COSINE}.")
+    if not difference < INT8_PAIRWISE_DIFFERENCE:
+        raise Failed(f"INT8's mean difference of similarities is {difference}, not below {INT8_PAIRWISE_DIFFERENCE}.")
+    return f"quality: FP32's least cosine {least}, INT8's mean {mean}, mean difference of similarities {difference}"
+
+
+def embed(server: Server) -> str:
+    dimension = server.get("/")["model"]["dimension"]
+    vectors = server.get("/embed", {"texts": TEXTS})["vectors"]
+    if [len(vector) for vector in vectors] != [dimension] * len(TEXTS):
+        lengths = [len(vector) for vector in vectors]
+        raise Failed(f"/embed gave vectors of lengths {lengths} for {len(TEXTS)} texts; wanted: {dimension} each.")
+    if not all(math.isfinite(number) for vector in vectors for number in vector):
+        raise Failed("/embed gave a vector with a number that is not finite.")
+    if any(vector == vectors[0] for vector in vectors[1:]):
+        raise Failed("/embed gave the same vector for different texts.")
+    alone = server.get("/embed?" + urllib.parse.urlencode({"q": TEXTS[-1]}))["vector"]
+    if alone != vectors[-1]:
+        raise Failed("/embed gave a text another vector alone than in a batch.")
+    return f"/embed gives {len(vectors)} vectors of {dimension} numbers, and the same one alone as in the batch"
+
+
+def errors(server: Server) -> str:
+    status, answer = server.ask("/embed", {"texts": []})
+    shape = {"message", "type", "param", "code"}
+    if status != 400 or not isinstance(answer, dict) or set(answer.get("error", ())) != shape:
+        raise Failed(f"/embed answered an empty list with {status} and {_short(answer)}; wanted: 400 with an error.")
+    return "/embed refuses an empty list with 400 and a reason"
+
+
+def _short(answer: Any) -> str:
+    return "no JSON" if answer is None else json.dumps(answer)[:200]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Check a running server from outside.")
+    parser.add_argument("url", help="where it answers, without a path")
+    parser.add_argument("--timeout", type=float, default=120, help="seconds to wait until it is ready (%(default)g)")
+    parser.add_argument("--ready-path", default="/readyz", help="what to wait for (%(default)s)")
+    parser.add_argument("--allow-stand-in", action="store_true", help="accept the offline model")
+    options = parser.parse_args()
+    server = Server(options.url, os.environ.get("SMOKE_TOKEN", ""))
+    try:
+        print("ok:", ready(server, options.ready_path, options.timeout), flush=True)
+        print("ok:", about(server, options.allow_stand_in), flush=True)
+        for check in (quality, embed, errors):
+            print("ok:", check(server), flush=True)
+    except (Failed, OSError, http.client.HTTPException) as error:
+        print(f"FAILED: {options.url}: {error}", file=sys.stderr)
+        return 1
+    except (KeyError, TypeError) as error:
+        print(f"FAILED: {options.url}: an answer is not of this API's form ({error!r}).", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Take out of the image's environment what the server never uses, and make bytecode of what it does.
+
+    /opt/venv/bin/python requirements/slim.py
+
+The Dockerfile runs it; tests/image/ shows that the service still does everything. Licences stay.
+An entry that matches nothing stops the build, so that the lists stay true when packages change.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.metadata import distribution
+from pathlib import Path
+
+PACKAGES = Path(sysconfig.get_path("purelib"))
+# reason -> distributions
+UNUSED = {
+    "the hub's client: tokenizers requires it to download, we read a file": (
+        "huggingface-hub hf-xet httpx2 httpcore2 h11 anyio idna truststore fsspec filelock tqdm"
+    ),
+    "onnxruntime's tools that change models need them, its engine does not": "flatbuffers protobuf",
+    "versions are compared in parts of flasgger and onnxruntime that we do not import": "packaging",
+}
+# reason -> patterns of paths, below site-packages
+DEAD_WEIGHT = {
+    "the engine a second time; Python's module does not link to this one": "onnxruntime/capi/libonnxruntime.so.*",
+    "tools that change models": "onnxruntime/tools onnxruntime/transformers onnxruntime/quantization",
+    "examples, and an interface that we do not use": "onnxruntime/datasets onnxruntime/backend",
+    "Swagger UI of 2019; ours is in app/swagger_ui": "flasgger/ui2 flasgger/ui3",
+    "a faster YAML parser; openapi.yml is read once": "yaml/_yaml.*.so",
+    "for compiling against numpy": "numpy/f2py numpy/distutils numpy/_core/include numpy/_core/lib",
+    "parts of numpy that load when they are used, and are not": "numpy/random numpy/fft numpy/polynomial numpy/ma",
+    "numpy's tests": "numpy/testing numpy/_core/_*_tests.*.so numpy/_core/_simd.*.so",
+    "tests": "**/tests jsonschema/benchmarks",
+    "for type checkers and compilers": "**/*.pyi **/*.pxd",
+    "commands that nobody runs in a container": "../../../bin/*onnx* ../../../bin/f2py ../../../bin/numpy-config",
+}
+# What a start imports, the standard library's part included: without bytecode each start compiles it again.
+STARTED = (
+    "gunicorn.app.wsgiapp",
+    "gunicorn.workers.gthread",
+    "flask",
+    "flasgger",
+    "numpy.typing",
+    "onnxruntime",
+    "tokenizers",
+    "orjson",
+)
+
+
+def main() -> None:
+    for reason, names in UNUSED.items():
+        report(names, reason, [path for name in names.split() for path in files_of(name)])
+    for reason, patterns in DEAD_WEIGHT.items():
+        report(patterns, reason, [path for pattern in patterns.split() for path in matches(pattern)])
+    for path in sorted(PACKAGES.rglob("*"), reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+    # The same bytes whenever it is built. Bytecode names the time of its source.
+    for path in Path(sys.prefix).rglob("*"):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    # a new process: this one has imported a part of the standard library already
+    subprocess.run([sys.executable, "-c", f"import {', '.join(STARTED)}"], check=True)
+
+
+def files_of(name: str) -> list[Path]:
+    """A distribution's files, its commands included."""
+    return [PACKAGES / file for file in distribution(name).files or []]
+
+
+def matches(pattern: str) -> list[Path]:
+    found = [path for path in PACKAGES.glob(pattern) if path.exists()]
+    if not found:
+        sys.exit(f"Error: {pattern} is not there any more: take it off the list in {Path(__file__).name}.")
+    return found
+
+
+def report(names: str, reason: str, paths: list[Path]) -> None:
+    """Remove the paths and say what they weighed."""
+    size = sum(remove(path) for path in paths)
+    print(f"- {size / 1e6:5.1f} MB  {names}: {reason}")
+
+
+def remove(path: Path) -> int:
+    """Bytes removed; 0 if it went with its folder."""
+    if path.is_dir():
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        shutil.rmtree(path)
+        return size
+    size = path.stat().st_size if path.exists() else 0
+    path.unlink(missing_ok=True)
+    return size
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The built image, in a real container: `make image-check`, `make image-size`, `make image-start`."""

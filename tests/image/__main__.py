@@ -1,0 +1,29 @@
+"""python -m tests.image size|start: what is in the image, or how quickly it starts."""
+
+import statistics
+import sys
+
+from tests.conftest import free_port
+from tests.image import container
+
+
+def print_sizes() -> None:
+    """What the image has above its base, as files and as packed in layers."""
+    sizes = container.run_script("inside_sizes")
+    print("| above the base image | MB | MB packed |\n| --- | ---: | ---: |")
+    for part, (size, packed) in [
+        *sizes.items(),
+        ("total", [sum(column) for column in zip(*sizes.values(), strict=True)]),
+    ]:
+        print(f"| {part} | {size / 1e6:.1f} | {packed / 1e6:.1f} |")
+
+
+def print_start() -> None:
+    """From the container's first process to the first vector; the files were read before."""
+    seconds = container.run_script("inside_start", network=False, environ={"PORT": str(free_port())})
+    shown = ", ".join(f"{value:.2f}" for value in sorted(seconds[1:]))
+    print(f"`gunicorn` to first vector in the container: {statistics.median(seconds[1:]):.2f} s (of {shown})")
+
+
+if __name__ == "__main__":
+    {"size": print_sizes, "start": print_start}[sys.argv[1]]()

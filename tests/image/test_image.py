@@ -1,0 +1,284 @@
+"""The image, file by file and in a running container. Not part of `make test`: `make image-check`."""
+
+import json
+import re
+import signal
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from app.routes import ops
+from tests.conftest import ROOT, Server, free_port
+from tests.image import container
+
+PLACES = ("/opt/venv", "/opt/bytecode", "/srv/app", "/srv/gunicorn.conf.py", "/srv/model")
+HEAVY = ("torch", "transformers", "sentence_transformers", "onnx", "huggingface_hub", "hf_xet", "pip", "build")
+MB = 1_000_000
+MAX_PACKED_BYTES = 115 * MB
+MAX_BYTES = 260 * MB
+
+
+class Container(Server):
+    """A container of the image, serving."""
+
+    def __init__(self, **environ: str) -> None:
+        self.port = str(free_port())
+        self.process = subprocess.Popen(
+            container.command(environ={"PORT": self.port, **environ}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@pytest.fixture(scope="module")
+def added() -> dict[str, list[Any]]:
+    """Path -> [kind, bytes, mode, user, group] of what the image has above its base."""
+    base = {row[0] for row in container.run_script("inside_files", image=container.BASE)}
+    return {row[0]: row[1:] for row in container.run_script("inside_files") if row[0] not in base}
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Container]:
+    server = Container(CACHE_SIZE="0")
+    yield server.wait_until_ready()  # type: ignore[misc]
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image's own model folder, copied out of it."""
+    pack = "import sys, tarfile; tarfile.open(fileobj=sys.stdout.buffer, mode='w|').add('/srv/model', 'model')"
+    folder = tmp_path_factory.mktemp("image")
+    with tarfile.open(fileobj=BytesIO(container.run("python3", "-c", pack))) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def whole(model_dir: Path) -> Iterator[Server]:
+    """The same model, served with every package as it was installed, nothing cut."""
+    server = Server({"MODEL_DIR": str(model_dir), "CACHE_SIZE": "0"})
+    yield server.wait_until_ready()
+    server.stop()
+
+
+def test_the_files(added: dict[str, list[Any]]) -> None:
+    """Above the base: the environment, its bytecode, app/, gunicorn.conf.py, and of the model what is served."""
+    assert {path for path in added if not path.startswith(PLACES)} == set()
+    model = {path.removeprefix("/srv/model/") for path, (kind, *_) in added.items() if path.startswith("/srv/model/")}
+    served = {"model_int8.onnx", "model_int8.onnx.data", "tokenizer", "tokenizer/tokenizer.json"}
+    assert model == {*served, "manifest.json", "report.json"}
+    app = {path.removeprefix("/srv/") for path, (kind, *_) in added.items() if path.startswith("/srv/app/")}
+    tracked = subprocess.run(["git", "ls-files", "app"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {path for path in app if (ROOT / path).is_file()} >= set(tracked.split())
+    assert {path for path in app if not (ROOT / path).exists()} == set()
+
+
+def test_nothing_heavy_and_nothing_left_behind(added: dict[str, list[Any]]) -> None:
+    """No PyTorch, no hub client, no pip of ours, no compilers, no tests, no caches, no bytecode beside sources."""
+    for path in map(PurePosixPath, added):
+        for folder, name in pairwise(path.parts):
+            if folder == "site-packages":
+                assert re.split(r"[-.]", name)[0] not in HEAVY, path
+        if "licenses" not in path.parts:
+            assert not {"tests", "__pycache__", ".cache", ".git", "include"} & set(path.parts[5:]), path
+        if not path.is_relative_to("/opt/bytecode"):
+            assert path.suffix not in (".pyc", ".a", ".h", ".pyi", ".pxd", ".map", ".whl"), path
+        assert path.name not in ("gcc", "cc", "git", "curl", "pip", "pip3"), path
+
+
+def test_the_files_are_roots_and_the_server_only_reads_them(added: dict[str, list[Any]]) -> None:
+    """Owned by root, writable by nobody else, readable by everybody; nothing setuid."""
+    for path, (kind, _, mode, user, group) in added.items():
+        assert (user, group) == (0, 0), path
+        if kind != "link":
+            assert mode & 0o6022 == 0, (path, oct(mode))
+            assert mode & 0o004, (path, oct(mode))
+
+
+def test_the_size() -> None:
+    """Above the base at most 115 MB packed and 260 MB unpacked."""
+    sizes = container.run_script("inside_sizes").values()
+    assert sum(packed for _, packed in sizes) <= MAX_PACKED_BYTES
+    assert sum(size for size, _ in sizes) <= MAX_BYTES
+
+
+def test_the_configuration() -> None:
+    """A numeric user that is not root, the labels, a health check, no secret in the environment."""
+    config = container.config()
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", config["User"])
+    assert config["Cmd"] == ["gunicorn"]
+    assert not config.get("Entrypoint")
+    labels = config["Labels"]
+    names = ["source", "revision", "version", "licenses", "title", "description"]
+    assert set(labels) >= {f"org.opencontainers.image.{name}" for name in names}
+    assert labels["org.opencontainers.image.version"] == ops.VERSION
+    assert labels["embedding-api.model.id"]
+    assert set(labels) >= {"embedding-api.model.revision", "embedding-api.model.precision"}
+    assert not [item for item in config["Env"] if re.search("TOKEN=|KEY=|SECRET", item)]
+
+
+def test_what_is_imported() -> None:
+    """A start finds every module's bytecode; a server that answered on every route has imported nothing heavy."""
+    paths = [path for path, methods in openapi()["paths"].items() if "get" in methods]
+    code = f"""
+import sys, os, json
+import gunicorn.app.wsgiapp, app.worker
+from app import create_app
+server = create_app()
+cached = {{name: getattr(module, "__cached__", None) for name, module in sys.modules.items()}}
+print(json.dumps(sorted(name for name, path in cached.items() if path and not os.path.exists(path))))
+client = server.test_client()
+for path in {paths!r}:
+    client.get(path, query_string={{"q": "a"}})
+client.post("/embed", json={{"texts": ["a"]}})
+client.post("/embed", data="{{")
+print(json.dumps(sorted(sys.modules)))
+"""
+    slow, modules = map(json.loads, container.run("python", "-c", code).splitlines())
+    assert {name.split(".")[0] for name in modules} & set(HEAVY) == set()
+    assert slow == []
+
+
+def openapi() -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / "app/openapi.yml").read_text()))
+
+
+REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
+    ("GET", "/", {}),
+    ("GET", "/health", {}),
+    ("GET", "/healthz", {}),
+    ("GET", "/readyz", {}),
+    ("GET", "/docs", {}),
+    ("GET", "/openapi.json", {}),
+    *[("GET", f"/docs/assets/{path.name}", {}) for path in sorted((ROOT / "app/swagger_ui").glob("*.[cjp]*"))],
+    ("GET", "/embed?q=ベルマンフォード", {}),
+    ("GET", "/embed?q=a&normalize=true&dimensions=7&encoding_format=base64&prompt=query:%20", {}),
+    ("GET", "/embed", {}),
+    ("GET", "/nothing", {}),
+    ("DELETE", "/embed", {}),
+    ("POST", "/embed", {"json": {"texts": ["動的計画法", "グラフ理論", "深さ優先探索", "", "a " * 3000, "🙂\u0301é"]}}),
+    ("POST", "/embed", {"json": {"texts": ["a", "b"], "normalize": True, "dimensions": 5, "prompt_name": "document"}}),
+    ("POST", "/embed", {"json": {"texts": ["a"], "encoding_format": "base64"}}),
+    ("POST", "/embed", {"json": {"texts": ["a " * 3000], "truncate": False}}),
+    ("POST", "/embed", {"json": {"texts": ["a"], "prompt_name": "nobody"}}),
+    ("POST", "/embed", {"json": {"texts": []}}),
+    ("POST", "/embed", {"json": {"texts": ["a"] * 2049}}),
+    ("POST", "/embed", {"data": b"{", "headers": {"Content-Type": "application/json"}}),
+    ("POST", "/embed", {"data": b'{"texts": ["\xff"]}', "headers": {"Content-Type": "application/json"}}),
+    ("POST", "/embed", {"data": b"texts=a"}),
+    ("POST", "/embed", {"data": b" " * 9_000_000, "headers": {"Content-Type": "application/json"}}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), REQUESTS, ids=lambda value: str(value)[:40])
+def test_nothing_is_missing(served: Container, whole: Server, method: str, path: str, body: dict[str, Any]) -> None:
+    """The image answers as a server does whose packages are whole: status, bit for bit the body, and headers."""
+    answers = [requests.request(method, f"{server.url}{path}", timeout=60, **body) for server in (served, whole)]
+    assert answers[0].status_code == answers[1].status_code
+    assert answers[0].content == answers[1].content
+    if "/assets/" not in path:  # these tell the files' times, and a JavaScript's type as the system names it
+        # the order of the methods in Allow is no more fixed than the date
+        kept = [{name: value for name, value in a.headers.items() if name not in ("Allow", "Date")} for a in answers]
+        assert kept[0] == kept[1]
+
+
+def test_every_route_is_among_them() -> None:
+    asked = {(method.lower(), path.split("?")[0]) for method, path, _ in REQUESTS}
+    assert asked >= {(method, path) for path, methods in openapi()["paths"].items() for method in methods}
+
+
+def test_the_smoke_check_of_a_deployment(served: Container) -> None:
+    """deploy/smoke.py, which Cloud Build runs, is content with it."""
+    command = ["python3", "-c", (ROOT / "deploy/smoke.py").read_text(), served.url, "--allow-stand-in"]
+    container.run(*command)
+
+
+def test_the_health_check(served: Container) -> None:
+    """The image's own HEALTHCHECK says yes where the server is ready and no where there is none."""
+    kind, *check = container.config()["Healthcheck"]["Test"]
+    assert kind == "CMD"
+    container.run(*check, environ={"PORT": served.port})
+    for port in (str(free_port()), "abc"):
+        with pytest.raises(subprocess.CalledProcessError):
+            container.run(*check, environ={"PORT": port})
+
+
+def test_a_read_only_root_and_no_network() -> None:
+    """It starts and answers with its loopback alone, nothing writable but /tmp and /dev/shm, and no home."""
+    code = """
+import os, subprocess, sys, tempfile, time, urllib.request
+assert os.getuid() != 0
+for folder in ("/", "/srv", "/srv/model", "/opt", "/var/tmp", os.path.expanduser("~")):
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+        sys.exit(f"{folder} can be written to")
+    except OSError:
+        pass
+server = subprocess.Popen(["gunicorn"])
+for _ in range(200):
+    try:
+        print(urllib.request.urlopen(f"http://127.0.0.1:{os.environ['PORT']}/embed?q=a").status)
+        break
+    except OSError:
+        time.sleep(0.05)
+server.terminate()
+sys.exit(server.wait())
+"""
+    assert container.run("python", "-c", code, network=False, environ={"PORT": str(free_port())}) == b"200\n"
+
+
+def test_sigterm_loses_nothing() -> None:
+    """A request under way when SIGTERM comes is answered; the container is gone within 8 seconds, with 0."""
+    server = Container()
+    server.wait_until_ready()
+    texts = [f"{n} 深さ優先探索は、グラフを深く進めるだけ進む方法である。" for n in range(300)]
+    answers: list[requests.Response] = []
+    request = threading.Thread(
+        target=lambda: answers.append(requests.post(f"{server.url}/embed", json={"texts": texts}, timeout=30))
+    )
+    request.start()
+    time.sleep(0.3)
+    start = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    output, _ = server.process.communicate(timeout=30)
+    request.join()
+    assert [answer.status_code for answer in answers] == [200], output
+    assert len(answers[0].json()["vectors"]) == 300
+    assert server.process.returncode == 0
+    assert time.monotonic() - start < 8 + 2  # Gunicorn's grace, and what the engine needs to clear up
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"MODEL_PATH": "model_fp32.onnx"}, "Model file not found: model/model_fp32.onnx"),
+        ({"TOKENIZER_PATH": "/nowhere"}, "Tokenizer file not found: /nowhere/tokenizer.json"),
+        ({"MAX_LENGTH": "many"}, "MAX_LENGTH is 'many'; it must be a whole number of at least 3."),
+    ],
+)
+def test_a_failed_start(environ: dict[str, str], message: str) -> None:
+    """One line that says why, no stack trace, and an exit code that is not 0."""
+    server = Container(**environ)
+    output = server.output_of_failed_boot()
+    assert message in output
+    assert "Traceback" not in output
+    assert server.process.returncode != 0
+
+
+def test_the_port_is_from_the_environment(served: Container) -> None:
+    """PORT is where it listens, the documented default is 8080."""
+    assert f"PORT={served.port}" not in container.config()["Env"]
+    assert "8080/tcp" in container.config()["ExposedPorts"]
+    assert requests.get(f"http://127.0.0.1:{served.port}/health", timeout=10).ok

@@ -1,0 +1,539 @@
+"""The way to Cloud Run, as far as it can be walked here: the files against their schemas and against
+what they name, the pipeline's own scripts with stand-ins for docker and gcloud, and the smoke check
+against a real server."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]
+import pytest
+import requests
+import yaml
+
+from app.settings import Settings
+from build import verify
+from tests.conftest import ROOT, Server, free_port
+
+SCHEMAS = ROOT / "tests/schemas"
+BUILD = yaml.safe_load((ROOT / "cloudbuild.yaml").read_text())
+STEPS = {step["id"]: step for step in BUILD["steps"]}
+SCRIPTS = "\n".join(step["script"] for step in BUILD["steps"])
+SERVICE = yaml.safe_load((ROOT / "service.yaml").read_text())
+POD = SERVICE["spec"]["template"]["spec"]
+CONTAINER = POD["containers"][0]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+SMOKE = runpy.run_path(str(ROOT / "deploy/smoke.py"))
+# What Cloud Build gives to every build, and what only to those of a trigger.
+ALWAYS = {"PROJECT_ID": "project", "BUILD_ID": "build-1"}
+TRIGGERED = {"COMMIT_SHA": "c0ffee", "REPO_FULL_NAME": "owner/name"}
+DIGEST = "asia-northeast1-docker.pkg.dev/project/embedding-api/embedding-api@sha256:0123"
+IMAGE = DIGEST.partition("@")[0]
+
+
+def problems(name: str, document: Any) -> list[str]:
+    schema = json.loads((SCHEMAS / name).read_text())
+    kind = jsonschema.validators.validator_for(schema)
+    kind.check_schema(schema)
+    return [f"{list(error.path)}: {error.message}" for error in kind(schema).iter_errors(document)]
+
+
+def test_schemas() -> None:
+    """Cloud Build and Knative know every field, of the right type."""
+    assert problems("cloudbuild.json", BUILD) == []
+    assert problems("knative-service.json", SERVICE) == []
+
+
+def test_the_schemas_refuse_what_is_misspelt() -> None:
+    document = json.loads(json.dumps(SERVICE).replace("containerConcurrency", "concurrency"))
+    assert "concurrency" in problems("knative-service.json", document)[0]
+    document = json.loads(json.dumps(BUILD).replace("waitFor", "waitfor"))
+    assert "waitfor" in problems("cloudbuild.json", document)[0]
+
+
+def test_service_names_what_there_is() -> None:
+    """Variables are settings, probes ask routes, and Cloud Run's own PORT is left to it."""
+    variables = {variable["name"]: variable["value"] for variable in CONTAINER["env"]}
+    assert set(variables) <= {field.name.upper() for field in fields(Settings)} - {"PORT"}
+    settings = Settings.from_env(variables)
+    assert settings.threads > POD["containerConcurrency"]
+    assert [port["containerPort"] for port in CONTAINER["ports"]] == [settings.port]
+    routes = yaml.safe_load((ROOT / "app/openapi.yml").read_text())["paths"]
+    for probe in ("startupProbe", "livenessProbe"):
+        assert "get" in routes[CONTAINER[probe]["httpGet"]["path"]]
+        # Cloud Run refuses the other way round
+        assert CONTAINER[probe]["timeoutSeconds"] <= CONTAINER[probe]["periodSeconds"]
+
+
+def test_substitutions() -> None:
+    """Every substitution in use is declared or Cloud Build's own, and every declared one is used."""
+    names = "\n".join([SCRIPTS, *BUILD["options"]["env"], *(step["name"] for step in BUILD["steps"])])
+    used = set(re.findall(r"\$\{?(_?[A-Z][A-Z_]+)", names))
+    declared = set(BUILD["substitutions"])
+    own = {line.partition("=")[0] for line in BUILD["options"]["env"]} | {"HF_TOKEN"}
+    assert {name for name in used if name.startswith("_")} == declared
+    assert used - declared - own <= set(ALWAYS) | set(TRIGGERED)
+    assert SERVICE["metadata"]["name"] == BUILD["substitutions"]["_SERVICE"]
+
+
+def test_build_names_what_there_is() -> None:
+    """Build arguments, stages, the secret and files are those of the Dockerfile and of the repository."""
+    arguments = re.findall(r"--build-arg \"(\w+)=", SCRIPTS)
+    assert len(arguments) == 6
+    assert set(arguments) <= set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.M))
+    assert f"ARG MODEL={BUILD['substitutions']['_MODEL']}\n" in DOCKERFILE
+    assert f"ARG PYTHON_IMAGE={BUILD['substitutions']['_PYTHON_IMAGE']}\n" in DOCKERFILE
+    for stage in re.findall(r"--target (\w+)", SCRIPTS):
+        assert f" AS {stage}\n" in DOCKERFILE
+    for secret in re.findall(r"--secret id=(\w+)", SCRIPTS):
+        assert f"--mount=type=secret,id={secret}" in DOCKERFILE
+    files = re.findall(r"\b(?:deploy|requirements)/[\w.]+", SCRIPTS)
+    assert len(files) == 3
+    for file in files:
+        assert (ROOT / file).is_file(), file
+
+
+def test_the_check_runs_the_image_as_small_as_it_will_be() -> None:
+    limits = CONTAINER["resources"]["limits"]
+    memory = limits["memory"].replace("Gi", "g")
+    assert f"--cpus {limits['cpu']} --memory {memory} " in STEPS["check"]["script"]
+
+
+def test_the_smoke_check_has_the_builds_gate() -> None:
+    for name in ("FP32_MIN_COSINE", "INT8_MEAN_COSINE", "INT8_PAIRWISE_DIFFERENCE"):
+        assert SMOKE[name] == getattr(verify, name)
+
+
+def test_nothing_is_pushed_beside_a_check() -> None:
+    """Cloud Build starts a step when those of its waitFor are done; without one, when all before it are."""
+    order = list(STEPS)
+    for step in ("push", "deploy"):
+        assert "waitFor" not in STEPS[step]
+        assert {"audit", "build", "check"} < {*order[: order.index(step)], step}
+    assert STEPS["check"]["waitFor"] == ["build"]
+
+
+@pytest.fixture(scope="module")
+def server(start: Callable[..., Server], tiny_model: Path) -> Server:
+    return start(MODEL_DIR=tiny_model, MAX_LENGTH="64").wait_until_ready()
+
+
+@contextmanager
+def altered(server: Server, change: Callable[[str, Any], tuple[int, Any]]) -> Iterator[str]:
+    """The URL of a server that passes everything on, and alters the answers: change(path, JSON)."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            headers = {"Content-Type": "application/json"} if body else {}
+            answer = requests.request(self.command, server.url + self.path, data=body, headers=headers, timeout=10)
+            status, changed = change(self.path.partition("?")[0], answer.json())
+            self.send_response(answer.status_code if status == 200 else status)
+            self.end_headers()
+            self.wfile.write(json.dumps(changed).encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
+        thread = Thread(target=proxy.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{proxy.server_port}"
+        proxy.shutdown()
+        thread.join()
+
+
+def smoke(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """As the image runs it: from standard input, with whatever locale there is."""
+    with (ROOT / "deploy/smoke.py").open() as script:
+        return subprocess.run(
+            [sys.executable, "-", *arguments],
+            stdin=script,
+            env={"LC_ALL": "C", **environ},
+            capture_output=True,
+            text=True,
+        )
+
+
+def test_smoke(server: Server) -> None:
+    """A good server passes: a line for each check that says what was seen."""
+    run = smoke(server.url)
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert len(lines) == 5
+    assert all(line.startswith("ok: ") for line in lines)
+    about = requests.get(server.url, timeout=10).json()["model"]
+    assert f"{about['id']} at {about['revision']}, int8, {about['dimension']} dimensions" in lines[1]
+
+
+def model(**values: Any) -> Callable[[str, Any], tuple[int, Any]]:
+    return lambda path, answer: (200, {**answer, "model": {**answer["model"], **values}} if path == "/" else answer)
+
+
+def quality(file: str, name: str, value: float) -> Callable[[str, Any], tuple[int, Any]]:
+    def change(path: str, answer: Any) -> tuple[int, Any]:
+        if path == "/":
+            answer["quality"][file][name] = value
+        return 200, answer
+
+    return change
+
+
+def vectors(change: Callable[[list[Any]], list[Any]]) -> Callable[[str, Any], tuple[int, Any]]:
+    return lambda _, answer: (200, {**answer, "vectors": change(answer["vectors"])} if "vectors" in answer else answer)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (model(stand_in=True), "The model is the stand-in"),
+        (quality("fp32", "min", 0.9999), "FP32's least cosine is 0.9999, below 0.99999"),
+        (quality("int8", "mean", 0.9), "INT8's mean cosine is 0.9, below 0.98"),
+        (quality("int8", "pairwise_difference", 0.02), "is 0.02, not below 0.02"),
+        (quality("int8", "pairwise_difference", float("nan")), "is nan, not below 0.02"),
+        (vectors(lambda given: given[:2]), "for 3 texts"),
+        (vectors(lambda given: [given[0]] * 3), "the same vector for different texts"),
+        (vectors(lambda given: [*given[:2], given[2][::-1]]), "another vector alone than in a batch"),
+        (vectors(lambda given: [[float("inf"), *given[0][1:]], *given[1:]]), "not finite"),
+        (lambda path, answer: (503 if path == "/embed" else 200, answer), "/embed answered 503"),
+        (lambda path, answer: (200, {} if path == "/" else answer), "not of this API's form"),
+        (lambda path, answer: (200, {"error": "no"} if "error" in answer else answer), "/embed answered an empty list"),
+    ],
+)
+def test_smoke_refuses(server: Server, change: Callable[[str, Any], tuple[int, Any]], says: str) -> None:
+    with altered(server, change) as url:
+        run = smoke(url)
+    assert run.returncode == 1
+    assert run.stderr.startswith("FAILED: ")
+    assert says in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_smoke_takes_the_stand_in_where_that_is_said(server: Server) -> None:
+    with altered(server, model(stand_in=True, warning="not for production")) as url:
+        run = smoke(url, "--allow-stand-in")
+    assert run.returncode == 0, run.stderr
+    assert "warning: not for production" in run.stdout
+
+
+def test_smoke_gives_up(server: Server) -> None:
+    """Nobody there, or a private service: it says so after its time."""
+    run = smoke(f"http://127.0.0.1:{free_port()}", "--timeout", "0.5")
+    assert run.returncode == 1
+    assert "/readyz did not answer 200 within 0.5 s; last: <urlopen error" in run.stderr
+    with altered(server, lambda _, answer: (403, answer)) as url:
+        run = smoke(url, "--timeout", "0.5", "--ready-path", "/health")
+    assert run.returncode == 1
+    assert "set SMOKE_TOKEN to an identity token" in run.stderr
+
+
+# Stands in for docker and gcloud: notes the call, fails where FAIL matches it, else answers plausibly.
+STUB = """
+import json, os, re, sys, yaml
+name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
+call = " ".join([name, *arguments])
+with open(os.environ["CALLS"], "a") as calls:
+    calls.write(call + "\\n")
+if re.search(os.environ["FAIL"] or "$^", call):
+    sys.exit(f"the stand-in fails: {call}")
+if "inspect" in arguments:
+    print(os.environ["BYTES"] if "{{.Size}}" in arguments else os.environ["DIGEST"])
+elif arguments[:2] == ["run", "--rm"]:
+    given = arguments[arguments.index("python") + 2 :]
+    os.execv(sys.executable, [sys.executable, "-", os.environ["SERVER"], *given[1:]])
+elif arguments[0] == "logs":
+    print("the log of the container")
+elif arguments[:3] == ["run", "services", "list"]:
+    print(os.environ["SERVICES"])
+elif arguments[:3] == ["run", "services", "replace"]:
+    with open(arguments[3]) as manifest, open("applied.yaml", "w") as applied:
+        applied.write(manifest.read())
+elif arguments[:3] == ["run", "services", "describe"]:
+    applied = yaml.safe_load(open("applied.yaml"))
+    traffic = [{"revisionName": "new", **target} for target in applied["spec"]["traffic"]]
+    traffic = [{**target, "url": os.environ["SERVER"]} if "tag" in target else target for target in traffic]
+    print(json.dumps({**applied, "status": {"url": "https://service", "traffic": traffic}}))
+elif arguments[:2] == ["auth", "print-identity-token"]:
+    print("token")
+"""
+
+
+class Pipeline:
+    """A checkout in a folder of its own, with stand-ins for docker, gcloud and the audit in PATH."""
+
+    def __init__(self, folder: Path, server: str) -> None:
+        self.folder = folder
+        shutil.copytree(ROOT / "deploy", folder / "deploy", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "service.yaml", folder)
+        (folder / "requirements").mkdir()
+        (folder / "requirements/audit").write_text("docker audit\n")
+        (folder / "bin").mkdir()
+        for name in ("docker", "gcloud"):
+            stub = folder / "bin" / name
+            stub.write_text(f"#!{sys.executable}\n{STUB}")
+            stub.chmod(0o755)
+        (folder / "bin/python3").symlink_to(sys.executable)
+        self.environ = {
+            "PATH": f"{folder / 'bin'}:{os.defpath}",
+            "CALLS": str(folder / "calls"),
+            "FAIL": "",
+            "BYTES": "400000000",
+            "DIGEST": DIGEST,
+            "SERVER": server,
+            "SERVICES": "[]",
+        }
+
+    def run(self, triggered: bool = True, **environ: str) -> tuple[str, str]:
+        """Run the steps in their order until one fails: its id ("" if all went well) and all output."""
+        values = {**BUILD["substitutions"], **ALWAYS, **(TRIGGERED if triggered else {}), **environ}
+        for line in BUILD["options"]["env"]:
+            name, _, value = line.partition("=")
+            values[name] = re.sub(r"\$\{(\w+)\}", lambda match: values[match[1]], value)
+        output = ""
+        for step in BUILD["steps"]:
+            script = self.folder / "script"
+            script.write_text(step["script"])
+            script.chmod(0o755)
+            done = self.call([str(script)], **values)
+            output += done.stdout
+            if done.returncode != 0:
+                return str(step["id"]), output
+        return "", output
+
+    def call(self, command: list[str], **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**self.environ, **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    @property
+    def calls(self) -> list[str]:
+        path = self.folder / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def applied(self) -> Any:
+        return yaml.safe_load((self.folder / "applied.yaml").read_text())
+
+    def called(self, *words: str) -> bool:
+        return any(all(word in call for word in words) for call in self.calls)
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, server: Server) -> Pipeline:
+    return Pipeline(tmp_path, server.url)
+
+
+MOVE = "gcloud run services update-traffic"
+
+
+def service(**status: Any) -> str:
+    return json.dumps([{"metadata": {"name": "embedding-api"}, "status": status}])
+
+
+def test_pipeline(pipeline: Pipeline) -> None:
+    """From a push to traffic: everything in order, and what was checked is what serves."""
+    failed, output = pipeline.run()
+    assert failed == "", output
+    tagged = f"{IMAGE}:c0ffee"
+    wanted = [
+        "docker audit",
+        "docker buildx create",
+        f"docker buildx build .* --load --tag {tagged} --cache-to type=registry,ref={IMAGE}:cache,mode=max.* .",
+        f"docker buildx build .* --tag {IMAGE}:sbom-c0ffee --target sbom .",
+        f"docker image inspect .* {tagged}",
+        f"docker run --detach .* {tagged}",
+        f"docker run --rm .* {tagged} python - http://candidate:8080",
+        f"docker push {tagged}",
+        f"docker push {IMAGE}:sbom-c0ffee",
+        f"docker tag {tagged} {IMAGE}:latest",
+        f"docker push {IMAGE}:latest",
+        f"docker image inspect .* {tagged}",
+        "gcloud run services list --region asia-northeast1 --filter metadata.name=embedding-api --format json",
+        "gcloud run services replace .* --region asia-northeast1",
+        "gcloud run services describe embedding-api --region asia-northeast1 --format json",
+        "gcloud auth print-identity-token --audiences https://service",
+        f"{MOVE} embedding-api --region asia-northeast1 --to-revisions new=100",
+    ]
+    assert len(pipeline.calls) == len(wanted), pipeline.calls
+    for call, pattern in zip(pipeline.calls, wanted, strict=True):
+        assert re.fullmatch(f"{pattern}.*", call), (call, pattern)
+    assert output.count("ok: /embed gives 3 vectors") == 2
+    assert "--build-arg VCS_URL=https://github.com/owner/name --build-arg VCS_REVISION=c0ffee" in pipeline.calls[2]
+
+
+def test_pipeline_by_hand(pipeline: Pipeline) -> None:
+    """Submitted by hand, there is no commit and no repository's name: the build's id stands in."""
+    failed, output = pipeline.run(triggered=False)
+    assert failed == "", output
+    assert pipeline.called("docker push", f"{IMAGE}:build-1")
+    assert pipeline.called("--build-arg VCS_URL= --build-arg VCS_REVISION= ")
+
+
+@pytest.mark.parametrize(
+    ("fail", "step", "never"),
+    [
+        ("docker audit", "audit", "docker push"),
+        ("buildx create", "build", "docker run"),
+        (f"--tag {IMAGE}:c0ffee", "build", "docker run"),
+        ("--target sbom", "build", "docker run"),
+        ("image inspect --format {{.Size}}", "check", "docker run"),
+        ("docker run --detach", "check", "docker push"),
+        ("docker run --rm", "check", "docker push"),
+        ("docker push .*:c0ffee", "push", "docker push .*:latest"),
+        ("docker push .*:latest", "push", "gcloud"),
+        ("RepoDigests", "push", "gcloud"),
+        ("services list", "deploy", "services replace"),
+        ("services replace", "deploy", MOVE),
+        ("services describe", "deploy", MOVE),
+        (MOVE, "deploy", "^$"),
+    ],
+)
+def test_a_failing_command_ends_the_pipeline(pipeline: Pipeline, fail: str, step: str, never: str) -> None:
+    failed, output = pipeline.run(FAIL=fail)
+    assert failed == step, output
+    assert not any(re.search(never, call) for call in pipeline.calls), pipeline.calls
+
+
+def test_an_image_that_does_not_pass_is_not_pushed(pipeline: Pipeline, server: Server) -> None:
+    """The check's reason and the container's log are in the build's log."""
+    with altered(server, quality("int8", "mean", 0.9)) as url:
+        failed, output = pipeline.run(SERVER=url)
+    assert failed == "check"
+    assert "INT8's mean cosine is 0.9, below 0.98" in output
+    assert "the log of the container" in output
+    assert not pipeline.called("docker push")
+
+
+def test_an_image_that_grew_is_not_pushed(pipeline: Pipeline) -> None:
+    failed, output = pipeline.run(BYTES="421000000")
+    assert failed == "check"
+    assert "The image has 421 MB, over _MAX_IMAGE_MB, 420" in output
+    assert not pipeline.called("docker push")
+
+
+def test_the_stand_in_is_deployed_only_where_it_was_asked_for(pipeline: Pipeline, server: Server) -> None:
+    with altered(server, model(stand_in=True)) as url:
+        assert pipeline.run(SERVER=url)[0] == "check"
+        failed, output = pipeline.run(SERVER=url, _MODEL="stand-in")
+    assert failed == "", output
+
+
+def test_the_hubs_token_is_a_secret_of_the_build(pipeline: Pipeline) -> None:
+    """Passed by its variable's name, where there is one."""
+    pipeline.run(FAIL="image inspect")
+    assert not pipeline.called("--secret")
+    pipeline.run(FAIL="image inspect", HF_TOKEN="hf_xyz")
+    assert pipeline.called("--secret id=hf_token,env=HF_TOKEN")
+    assert not pipeline.called("hf_xyz")
+
+
+def test_first_deployment(pipeline: Pipeline) -> None:
+    """Nobody serves yet: the new revision gets everything, and a tag to ask it by."""
+    assert pipeline.run()[0] == ""
+    assert pipeline.applied["spec"]["traffic"] == [
+        {"latestRevision": True, "percent": 100},
+        {"latestRevision": True, "tag": "candidate"},
+    ]
+    wanted = json.loads(json.dumps(SERVICE))
+    wanted["spec"]["traffic"] = pipeline.applied["spec"]["traffic"]
+    wanted["spec"]["template"]["spec"]["containers"][0]["image"] = DIGEST
+    assert pipeline.applied == wanted
+    assert problems("knative-service.json", pipeline.applied) == []
+
+
+def test_next_deployment(pipeline: Pipeline) -> None:
+    """Who serves goes on by name, whatever is newest; tags stay, but for the last candidate's."""
+    traffic = [
+        {"revisionName": "old", "percent": 90, "latestRevision": True},
+        {"revisionName": "older", "percent": 10, "tag": "stable", "url": "https://stable---service"},
+        {"revisionName": "old", "tag": "candidate", "url": "https://candidate---service"},
+    ]
+    assert pipeline.run(SERVICES=service(url="https://service", traffic=traffic), _SERVICE="other")[0] == ""
+    assert pipeline.applied["metadata"]["name"] == "other"
+    assert pipeline.applied["spec"]["traffic"] == [
+        {"revisionName": "old", "percent": 90},
+        {"revisionName": "older", "percent": 10},
+        {"revisionName": "older", "tag": "stable"},
+        {"latestRevision": True, "tag": "candidate"},
+    ]
+    assert problems("knative-service.json", pipeline.applied) == []
+
+
+def test_after_a_first_deployment_that_never_got_ready(pipeline: Pipeline) -> None:
+    """The service is there, but serves nothing: as at the first deployment."""
+    assert pipeline.run(SERVICES=service(conditions=[]))[0] == ""
+    assert {"latestRevision": True, "percent": 100} in pipeline.applied["spec"]["traffic"]
+
+
+def test_a_candidate_that_does_not_answer_gets_no_traffic(pipeline: Pipeline) -> None:
+    services = service(traffic=[{"revisionName": "old", "percent": 100}])
+    silent = f"http://127.0.0.1:{free_port()}"
+    command = ["bash", "deploy/rollout", "embedding-api", "asia-northeast1", DIGEST, "--timeout", "0.5"]
+    run = pipeline.call(command, SERVICES=services, SERVER=silent)
+    assert run.returncode == 1
+    assert "new did not pass: no traffic was moved. Traffic goes to old (100 %)." in run.stdout
+    assert not pipeline.called(MOVE)
+
+
+def test_a_candidate_that_answers_wrongly_gets_no_traffic(pipeline: Pipeline, server: Server) -> None:
+    services = service(traffic=[{"revisionName": "old", "percent": 100}])
+    with altered(server, vectors(lambda given: [given[0]] * 3)) as url:
+        run = pipeline.call(["bash", "deploy/rollout", "embedding-api", "r", DIGEST], SERVICES=services, SERVER=url)
+    assert run.returncode == 1
+    assert "the same vector for different texts" in run.stdout
+    assert not pipeline.called(MOVE)
+
+
+@pytest.mark.parametrize(
+    ("fail", "token"), [("", "Bearer token"), ("--audiences", "Bearer token"), ("print-identity-token", None)]
+)
+def test_a_candidate_is_asked_with_a_token_if_there_is_one(
+    pipeline: Pipeline, server: Server, fail: str, token: str | None
+) -> None:
+    """Service accounts get one for the service's URL, users one without; a public service needs none."""
+    seen: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Authorization"))
+            self.send_error(404)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as asked:
+        thread = Thread(target=asked.serve_forever)
+        thread.start()
+        command = ["bash", "deploy/rollout", "embedding-api", "r", DIGEST, "--timeout", "0"]
+        pipeline.call(command, FAIL=fail, SERVER=f"http://127.0.0.1:{asked.server_port}")
+        asked.shutdown()
+        thread.join()
+    assert seen == [token]
+
+
+def test_render_needs_its_places(pipeline: Pipeline) -> None:
+    """A service.yaml that lost the line to be replaced stops the deployment before anything is applied."""
+    path = pipeline.folder / "service.yaml"
+    path.write_text(path.read_text().replace("- image:", "-  # moved\n          image:"))
+    run = pipeline.call(["bash", "deploy/rollout", "embedding-api", "r", DIGEST])
+    assert run.returncode == 1
+    assert "service.yaml has 0 places that match" in run.stdout
+    assert not pipeline.called("replace")
