@@ -7,7 +7,7 @@
 #
 # docker build -t embedding-api .
 # docker build -t embedding-api --build-arg MODEL=/source --build-context source=FOLDER .   your own model
-# docker build -t embedding-api --secret id=hf_token,src=FILE .                             a private one
+# docker build -t embedding-api --build-arg MODEL=… --secret id=hf_token,src=FILE .         a private one
 
 # Pinned to the Python that the locks were tested with; its tag moves with Debian's security fixes. For a
 # build that can be repeated to the byte: PYTHON_IMAGE=docker.io/library/python:3.11-slim@sha256:…
@@ -15,6 +15,8 @@ ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim
 # What to serve: a hub id, its branch, tag or commit, and int8 or fp32.
 ARG MODEL=sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2
 ARG REVISION=
+# The name to show for a model of your own; hub models have theirs.
+ARG MODEL_NAME=
 ARG PRECISION=int8
 # PyTorch's own index of CPU builds; elsewhere the package is a CUDA build of several GB.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -25,16 +27,19 @@ FROM scratch AS source
 FROM ${PYTHON_IMAGE} AS packages
 WORKDIR /src
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_DEPS=1 PIP_PYTHON=/opt/venv/bin/python PIP_ROOT_USER_ACTION=ignore
-COPY requirements/runtime.txt requirements/
+COPY requirements/runtime.txt requirements/sdist.txt requirements/
+# What comes as source is built with what is locked, too.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/venv \
-    && pip install --quiet --no-compile --require-hashes -r requirements/runtime.txt
+    && pip install --quiet --no-compile --require-hashes -r requirements/sdist.txt \
+    && PYTHONDONTWRITEBYTECODE=1 pip install --quiet --no-compile --require-hashes --no-build-isolation -r requirements/runtime.txt
 
 
 FROM packages AS runtime
 COPY requirements/slim.py requirements/
 # Bytecode has a place of its own, so that the standard library can have some, too: the base has none.
-ENV PYTHONPYCACHEPREFIX=/opt/bytecode
+# slim.py writes it; what Python itself would write depends on the time.
+ENV PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONDONTWRITEBYTECODE=1
 RUN ORT_DISABLE_TELEMETRY=1 /opt/venv/bin/python requirements/slim.py
 
 
@@ -62,18 +67,19 @@ COPY --from=source / /source/
 ARG MODEL
 ARG REVISION
 # Where there is such a secret, the hub's client reads the token from it; it is in no layer.
-ENV HF_TOKEN_PATH=/run/secrets/hf_token
 RUN --mount=type=secret,id=hf_token \
-    /opt/venv/bin/python -m build.export_onnx --model "$MODEL" ${REVISION:+--revision "$REVISION"} \
+    HF_TOKEN_PATH=/run/secrets/hf_token /opt/venv/bin/python -m build.export_onnx --model "$MODEL" ${REVISION:+--revision "$REVISION"} \
     && /opt/venv/bin/python -m build.quantize
 
 
 FROM model AS verified
 ARG MODEL
 ARG REVISION
+ARG MODEL_NAME
 COPY app app
 # The source is there already: nothing is downloaded.
-RUN HF_HUB_OFFLINE=1 /opt/venv/bin/python -m build.verify --model "$MODEL" ${REVISION:+--revision "$REVISION"}
+RUN HF_HUB_OFFLINE=1 /opt/venv/bin/python -m build.verify --model "$MODEL" ${REVISION:+--revision "$REVISION"} \
+    ${MODEL_NAME:+--name "$MODEL_NAME"}
 
 
 FROM ${PYTHON_IMAGE} AS code
@@ -82,7 +88,7 @@ ENV PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONDONTWRITEBYTECODE=1
 COPY app app
 COPY gunicorn.conf.py .
 # Readable whatever the umask of who made the working tree.
-RUN chmod -R u=rwX,go=rX . && python -m compileall -q .
+RUN chmod -R u=rwX,go=rX . && python -m compileall -q --invalidation-mode checked-hash .
 
 
 FROM ${PYTHON_IMAGE}
@@ -90,7 +96,7 @@ ARG PRECISION
 WORKDIR /srv
 COPY --from=runtime /opt/venv /opt/venv
 COPY --from=runtime /opt/bytecode /opt/bytecode
-COPY --from=model /src/model/model_${PRECISION}.onnx* model/
+COPY --from=model /src/model/model_${PRECISION}.onnx /src/model/model_${PRECISION}.onnx.data model/
 COPY --from=model /src/model/tokenizer model/tokenizer
 COPY --from=verified /src/model/manifest.json /src/model/report.json model/
 COPY --from=code /opt/bytecode /opt/bytecode
@@ -101,14 +107,15 @@ ENV PATH=/opt/venv/bin:$PATH \
 # A number, so that Kubernetes can see that it is not root.
 USER 65532:65532
 EXPOSE 8080
-HEALTHCHECK --interval=30s --timeout=5s --start-period=15s CMD ["python", "-c", "\
+HEALTHCHECK --interval=30s --timeout=10s --retries=5 --start-period=15s CMD ["python", "-c", "\
 import http.client, os, sys; \
-server = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('PORT') or 8080), timeout=4); \
+server = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('PORT') or 8080), timeout=9); \
 server.request('GET', '/readyz'); \
 sys.exit(server.getresponse().status != 200)"]
 CMD ["gunicorn"]
 ARG MODEL
 ARG REVISION
+ARG MODEL_NAME
 ARG VERSION=0.1.0
 ARG VCS_URL=
 ARG VCS_REVISION=
@@ -118,6 +125,6 @@ LABEL org.opencontainers.image.title="embedding-api" \
       org.opencontainers.image.revision="$VCS_REVISION" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.licenses="MIT" \
-      embedding-api.model.id="$MODEL" \
+      embedding-api.model.id="${MODEL_NAME:-$MODEL}" \
       embedding-api.model.revision="$REVISION" \
       embedding-api.model.precision="$PRECISION"

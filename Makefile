@@ -7,6 +7,7 @@ PYTHON ?= python3
 MODEL ?=
 REVISION ?=
 PRECISION ?=
+PYTHON_IMAGE ?=
 IMAGE ?= embedding-api
 # Another program than Docker: what it must understand is in tests/image/container.py.
 CONTAINER_BUILD ?= docker build
@@ -21,7 +22,7 @@ install := $(bin)/python -m pip install --quiet --disable-pip-version-check --no
 black := $(bin)/black --line-length 120 --exclude '/(\.git|\.venv|\.cache|model)/'
 out := $(or $(MODEL_DIR),model)
 build_args := $(if $(MODEL),--model '$(MODEL)') $(if $(REVISION),--revision '$(REVISION)') --out '$(out)'
-image_args := $(foreach name,MODEL REVISION PRECISION,$(if $($(name)),--build-arg $(name)='$($(name))'))
+image_args := $(foreach name,MODEL REVISION PRECISION PYTHON_IMAGE TORCH_INDEX,$(if $($(name)),--build-arg $(name)='$($(name))'))
 
 # pip must not run twice at once in one environment
 .NOTPARALLEL:
@@ -42,15 +43,15 @@ test: $(venv)/.runtime $(venv)/.build $(venv)/.test
 image:
 	$(CONTAINER_BUILD) -t $(IMAGE) $(image_args) .
 
-# The list of the packages in the image, sbom.cdx.json (CycloneDX).
+# The list of the Python packages in the image, sbom.cdx.json (CycloneDX).
 sbom:
-	$(CONTAINER_BUILD) -t $(IMAGE)-sbom --target sbom --output=type=local,dest=. .
+	$(CONTAINER_BUILD) -t $(IMAGE)-sbom $(image_args) --target sbom --output=type=local,dest=. .
 
 image-check: $(venv)/.runtime $(venv)/.build $(venv)/.test
-	$(bin)/python -m pytest tests/image
+	IMAGE='$(IMAGE)' PYTHON_IMAGE='$(PYTHON_IMAGE)' $(bin)/python -m pytest tests/image
 
 image-size image-start: $(venv)/.runtime $(venv)/.test
-	@$(bin)/python -m tests.image $(@:image-%=%)
+	@IMAGE='$(IMAGE)' $(bin)/python -m tests.image $(@:image-%=%)
 
 audit:
 	@sh requirements/audit
@@ -79,8 +80,9 @@ $(venv)/bin/python:
 		|| { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1): Python 3.11, 3.12 or 3.13 is needed, e.g. make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(venv) || { rm -rf $(venv); exit 1; }
 
-$(venv)/.runtime: requirements/runtime.txt | $(venv)/bin/python
-	$(install) --require-hashes -r $<
+$(venv)/.runtime: requirements/runtime.txt requirements/sdist.txt | $(venv)/bin/python
+	$(install) --require-hashes -r requirements/sdist.txt
+	$(install) --require-hashes --no-build-isolation -r requirements/runtime.txt
 	@touch $@
 
 # The index of CPU builds may be out of reach: it is asked once and given up on in seconds.

@@ -2,9 +2,15 @@
 
 import gc
 import os
+import signal
 import socket
 import struct
 import sys
+
+# In a container this is process 1, whose signals the kernel drops while nobody handles them: a stop
+# during the start would be lost. Gunicorn's own handlers replace this one, and a reload must not undo that.
+if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
 
 # Before numpy is imported: its products here are small, a pool of threads only costs memory.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

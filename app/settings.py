@@ -25,7 +25,7 @@ class Settings:
     tokenizer_path: Path = Path("tokenizer/")
     max_length: int = field(default=256, metadata={"min": 3, "unit": "tokens"})
     port: int = field(default=8080, metadata={"min": 1, "max": 65535})
-    cpus: int = field(default_factory=available_cpus, metadata={"min": 1})
+    cpus: int = field(default_factory=available_cpus, metadata={"min": 1, "max": 1024})
     web_concurrency: int = field(default=0, metadata={"min": 1})
     threads: int = field(default=0, metadata={"min": 1})
     max_texts: int = field(default=2048, metadata={"min": 1})

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def main_verify() -> int:
     """`python -m build.verify`: the proof alone, of what the two other steps have made."""
     parser = _parser("python -m build.verify")
     _add_model(parser)
+    parser.add_argument("--name", help="the name to show for the model")
     return _run(_verify_alone, parser.parse_args())
 
 
@@ -113,6 +115,7 @@ def _verify_alone(options: argparse.Namespace) -> None:
     key = build_key(options.model, options.revision)
     with tqdm(disable=True) as bar:
         source = fetch(options.model, options.revision, options.fallback)
+        source = replace(source, model=options.name or source.model)
         model = export_onnx.load(source.folder)
         _verify(model, export_onnx.inspect(model), source, options.out, key, bar)
     _warn(source.warning)

@@ -1,8 +1,8 @@
 """What deploy/rollout needs to know and to write; standard library only, since gcloud's image has nothing else.
 
-render.py manifest SERVICE IMAGE < list.json      service.yaml with this name and image, and traffic where it is
-render.py candidate              < service.json   "URL REVISION SERVICE_URL" of the new revision
-render.py serving                < service.json   a sentence: which revisions have the traffic
+render.py manifest SERVICE IMAGE ACCOUNT < list.json      service.yaml with these, and traffic where it is
+render.py candidate                      < service.json   "URL REVISION SERVICE_URL" of the new revision
+render.py serving                        < service.json   a sentence: which revisions have the traffic
 
 list.json is of `gcloud run services list --format json` (empty at the first deployment), service.json of `describe`.
 """
@@ -17,10 +17,16 @@ TEMPLATE = Path(__file__).parent.parent / "service.yaml"
 TAG = "candidate"
 
 
-def manifest(template: str, service: str, image: str, current: list[Any]) -> str:
-    """service.yaml with another name, image and traffic; everything else as it stands."""
+def manifest(template: str, service: str, image: str, account: str, current: list[Any]) -> str:
+    """service.yaml with another name, image, service account and traffic; everything else as it stands."""
+    if not re.fullmatch(r"[\w.-]+@[\w.-]+", account):
+        sys.exit(
+            f"The service account is {account!r}; it must be a whole e-mail address, "
+            "like embedding-api@PROJECT.iam.gserviceaccount.com."
+        )
     text = _replace(r"^  name: .*$", f"  name: {service}", template)
     text = _replace(r"^( +- image:) .*$", rf"\1 {image}", text)
+    text = _replace(r"^    spec:$", f"    spec:\n      serviceAccountName: {account}", text)
     # JSON is YAML
     return _replace(r"^  traffic:\n(?:    .*\n)+\Z", f"  traffic: {json.dumps(traffic(current))}\n", text)
 
@@ -66,8 +72,8 @@ def serving(service: Any) -> str:
 def main(command: str, *arguments: str) -> str:
     given = json.load(sys.stdin)
     if command == "manifest":
-        service, image = arguments
-        return manifest(TEMPLATE.read_text(encoding="utf-8"), service, image, given)
+        service, image, account = arguments
+        return manifest(TEMPLATE.read_text(encoding="utf-8"), service, image, account, given)
     return {"candidate": candidate, "serving": serving}[command](given)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 PACKAGES = Path(sysconfig.get_path("purelib"))
 # reason -> distributions
 UNUSED = {
+    "flasgger was built with it": "setuptools",
     "the hub's client: tokenizers requires it to download, we read a file": (
         "huggingface-hub hf-xet httpx2 httpcore2 h11 anyio idna truststore fsspec filelock tqdm"
     ),
@@ -49,20 +50,29 @@ STARTED = (
     "orjson",
 )
 
+# Valid by the source's content: its time may be rewritten on the way into a layer.
+COMPILE = """
+import py_compile, sys
+for module in list(sys.modules.values()):
+    if getattr(module, "__cached__", None):
+        py_compile.compile(module.__file__, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+"""
+
 
 def main() -> None:
     for reason, names in UNUSED.items():
         report(names, reason, [path for name in names.split() for path in files_of(name)])
     for reason, patterns in DEAD_WEIGHT.items():
-        report(patterns, reason, [path for pattern in patterns.split() for path in matches(pattern)])
+        report(patterns, reason, matches(patterns))
     for path in sorted(PACKAGES.rglob("*"), reverse=True):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
-    # The same bytes whenever it is built. Bytecode names the time of its source.
-    for path in Path(sys.prefix).rglob("*"):
-        os.utime(path, (0, 0), follow_symlinks=False)
     # a new process: this one has imported a part of the standard library already
-    subprocess.run([sys.executable, "-c", f"import {', '.join(STARTED)}"], check=True)
+    subprocess.run([sys.executable, "-c", f"import {', '.join(STARTED)}\n{COMPILE}"], check=True)
+    # The same bytes whenever it is built.
+    for folder in (Path(sys.prefix), Path(str(sys.pycache_prefix))):
+        for path in [folder, *folder.rglob("*")]:
+            os.utime(path, (0, 0), follow_symlinks=False)
 
 
 def files_of(name: str) -> list[Path]:
@@ -70,10 +80,10 @@ def files_of(name: str) -> list[Path]:
     return [PACKAGES / file for file in distribution(name).files or []]
 
 
-def matches(pattern: str) -> list[Path]:
-    found = [path for path in PACKAGES.glob(pattern) if path.exists()]
+def matches(patterns: str) -> list[Path]:
+    found = [path for pattern in patterns.split() for path in PACKAGES.glob(pattern)]
     if not found:
-        sys.exit(f"Error: {pattern} is not there any more: take it off the list in {Path(__file__).name}.")
+        sys.exit(f"Error: {patterns} is not there any more: take it off the list in {Path(__file__).name}.")
     return found
 
 

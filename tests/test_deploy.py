@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -40,6 +41,8 @@ ALWAYS = {"PROJECT_ID": "project", "BUILD_ID": "build-1"}
 TRIGGERED = {"COMMIT_SHA": "c0ffee", "REPO_FULL_NAME": "owner/name"}
 DIGEST = "asia-northeast1-docker.pkg.dev/project/embedding-api/embedding-api@sha256:0123"
 IMAGE = DIGEST.partition("@")[0]
+ACCOUNT = "embedding-api@project.iam.gserviceaccount.com"
+ROLLOUT = ["bash", "deploy/rollout", "embedding-api", "asia-northeast1", DIGEST, ACCOUNT]
 
 
 def problems(name: str, document: Any) -> list[str]:
@@ -118,7 +121,7 @@ def test_the_smoke_check_has_the_builds_gate() -> None:
 def test_nothing_is_pushed_beside_a_check() -> None:
     """Cloud Build starts a step when those of its waitFor are done; without one, when all before it are."""
     order = list(STEPS)
-    for step in ("push", "deploy"):
+    for step in ("push", "deploy", "latest"):
         assert "waitFor" not in STEPS[step]
         assert {"audit", "build", "check"} < {*order[: order.index(step)], step}
     assert STEPS["check"]["waitFor"] == ["build"]
@@ -237,7 +240,92 @@ def test_smoke_gives_up(server: Server) -> None:
     with altered(server, lambda _, answer: (403, answer)) as url:
         run = smoke(url, "--timeout", "0.5", "--ready-path", "/health")
     assert run.returncode == 1
+    assert "/health went on answering 403 with " in run.stderr
     assert "set SMOKE_TOKEN to an identity token" in run.stderr
+
+
+@pytest.mark.parametrize(("denials", "passes"), [(2, True), (10**9, False)])
+def test_smoke_waits_for_a_permission_but_not_long(
+    server: Server, monkeypatch: pytest.MonkeyPatch, denials: int, passes: bool
+) -> None:
+    """One that was just granted arrives in seconds; without one, the time for a slow start is not waited for."""
+    names = SMOKE["ready"].__globals__
+    monkeypatch.setitem(names, "RETRY_SECONDS", 0.01)
+    monkeypatch.setitem(names, "DENIED_SECONDS", 10 if passes else 0.1)
+    asked: list[str] = []
+
+    def change(path: str, answer: Any) -> tuple[int, Any]:
+        asked.append(path)
+        return 403 if len(asked) <= denials else 200, answer
+
+    began = time.monotonic()
+    with altered(server, change) as url:
+        if passes:
+            assert SMOKE["ready"](SMOKE["Server"](url), "/health", 300) == "/health answers 200"
+            assert len(asked) == denials + 1
+        else:
+            with pytest.raises(SMOKE["Failed"], match="went on answering 403"):
+                SMOKE["ready"](SMOKE["Server"](url), "/health", 300)
+            assert len(asked) > 1
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("url", ["localhost", "localhost:8080", "http://", "http://localhost:port", "http://[::1", ""])
+def test_smoke_wants_a_url(url: str) -> None:
+    run = smoke(url)
+    assert run.returncode == 1
+    assert run.stderr == (
+        f"FAILED: {url}: this is no URL of a server; it must be like http://localhost:8080 or https://example.com.\n"
+    )
+
+
+# Stands in for python3 in PATH: makes an environment with stand-ins for pip and pip-audit.
+VENV = """#!/bin/sh
+mkdir -p "$3/bin"
+printf '#!/bin/sh\\nexit $INSTALL\\n' >"$3/bin/python"
+printf '#!/bin/sh\\necho "options: $*"\\necho "$SAYS" >&2\\nexit $ENDS\\n' >"$3/bin/pip-audit"
+chmod +x "$3/bin/python" "$3/bin/pip-audit"
+exit $VENV
+"""
+NONE = "No known vulnerabilities found"
+
+
+@pytest.mark.parametrize(
+    ("says", "ends", "status"),
+    [
+        (NONE, 0, 0),
+        ("No known vulnerabilities found, 1 ignored", 0, 0),
+        ("Found 1 known vulnerability in 1 package", 1, 1),
+        ("Found 12 known vulnerabilities, ignored 1 in 3 packages", 1, 1),
+        ("ERROR:pip_audit._cli:flask: Dependency not found on PyPI and could not be audited: flask (3.1.2)", 1, 2),
+        ("pip_audit._service.interface.ServiceError: 503 Server Error", 1, 2),
+        ("pip-audit: error: unrecognized arguments: --ignore", 2, 2),
+        (NONE, 137, 2),
+    ],
+)
+def test_audit(tmp_path: Path, says: str, ends: int, status: int) -> None:
+    """1 is a finding and nothing else: whoever reads 2 knows that nobody has looked."""
+    run = audit(tmp_path, SAYS=says, ENDS=str(ends))
+    assert run.returncode == status
+    assert says in run.stderr
+    assert ("not everything, was checked" in run.stderr) == (status == 2)
+    assert re.fullmatch("options: .*--strict .*-r runtime.txt --ignore-vuln GHSA-1\n", run.stdout)
+
+
+@pytest.mark.parametrize("fail", ["VENV", "INSTALL"])
+def test_audit_without_its_tool(tmp_path: Path, fail: str) -> None:
+    run = audit(tmp_path, **{fail: "1"})
+    assert run.returncode == 2
+    assert "pip-audit could not be installed; nothing, or not everything, was checked" in run.stderr
+    assert run.stdout == ""
+
+
+def audit(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    (folder / "python3").write_text(VENV)
+    (folder / "python3").chmod(0o755)
+    known = {"PATH": f"{folder}:{os.defpath}", "VENV": "0", "INSTALL": "0", "ENDS": "0", "SAYS": NONE}
+    command = ["sh", str(ROOT / "requirements/audit"), "--ignore-vuln", "GHSA-1"]
+    return subprocess.run(command, env={**known, **environ}, capture_output=True, text=True)
 
 
 # Stands in for docker and gcloud: notes the call, fails where FAIL matches it, else answers plausibly.
@@ -279,7 +367,7 @@ class Pipeline:
         shutil.copytree(ROOT / "deploy", folder / "deploy", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "service.yaml", folder)
         (folder / "requirements").mkdir()
-        (folder / "requirements/audit").write_text("docker audit\n")
+        (folder / "requirements/audit").write_text('docker audit "$@"\n')
         (folder / "bin").mkdir()
         for name in ("docker", "gcloud"):
             stub = folder / "bin" / name
@@ -302,6 +390,8 @@ class Pipeline:
         for line in BUILD["options"]["env"]:
             name, _, value = line.partition("=")
             values[name] = re.sub(r"\$\{(\w+)\}", lambda match: values[match[1]], value)
+        # An empty one may be handed over or left out; the scripts must bear that, too.
+        values = {name: value for name, value in values.items() if value}
         output = ""
         for step in BUILD["steps"]:
             script = self.folder / "script"
@@ -355,7 +445,7 @@ def test_pipeline(pipeline: Pipeline) -> None:
     tagged = f"{IMAGE}:c0ffee"
     wanted = [
         "docker audit",
-        "docker buildx create",
+        "docker buildx create .* --driver-opt image=docker.io/moby/buildkit:v[0-9.]+$",
         f"docker buildx build .* --load --tag {tagged} --cache-to type=registry,ref={IMAGE}:cache,mode=max.* .",
         f"docker buildx build .* --tag {IMAGE}:sbom-c0ffee --target sbom .",
         f"docker image inspect .* {tagged}",
@@ -363,14 +453,14 @@ def test_pipeline(pipeline: Pipeline) -> None:
         f"docker run --rm .* {tagged} python - http://candidate:8080",
         f"docker push {tagged}",
         f"docker push {IMAGE}:sbom-c0ffee",
-        f"docker tag {tagged} {IMAGE}:latest",
-        f"docker push {IMAGE}:latest",
         f"docker image inspect .* {tagged}",
         "gcloud run services list --region asia-northeast1 --filter metadata.name=embedding-api --format json",
         "gcloud run services replace .* --region asia-northeast1",
         "gcloud run services describe embedding-api --region asia-northeast1 --format json",
         "gcloud auth print-identity-token --audiences https://service",
         f"{MOVE} embedding-api --region asia-northeast1 --to-revisions new=100",
+        f"docker tag {tagged} {IMAGE}:latest",
+        f"docker push {IMAGE}:latest",
     ]
     assert len(pipeline.calls) == len(wanted), pipeline.calls
     for call, pattern in zip(pipeline.calls, wanted, strict=True):
@@ -397,13 +487,13 @@ def test_pipeline_by_hand(pipeline: Pipeline) -> None:
         ("image inspect --format {{.Size}}", "check", "docker run"),
         ("docker run --detach", "check", "docker push"),
         ("docker run --rm", "check", "docker push"),
-        ("docker push .*:c0ffee", "push", "docker push .*:latest"),
-        ("docker push .*:latest", "push", "gcloud"),
+        ("docker push .*:c0ffee", "push", "gcloud"),
         ("RepoDigests", "push", "gcloud"),
         ("services list", "deploy", "services replace"),
         ("services replace", "deploy", MOVE),
         ("services describe", "deploy", MOVE),
-        (MOVE, "deploy", "^$"),
+        (MOVE, "deploy", "docker .*:latest"),
+        ("docker push .*:latest", "latest", "^$"),
     ],
 )
 def test_a_failing_command_ends_the_pipeline(pipeline: Pipeline, fail: str, step: str, never: str) -> None:
@@ -455,6 +545,7 @@ def test_first_deployment(pipeline: Pipeline) -> None:
     wanted = json.loads(json.dumps(SERVICE))
     wanted["spec"]["traffic"] = pipeline.applied["spec"]["traffic"]
     wanted["spec"]["template"]["spec"]["containers"][0]["image"] = DIGEST
+    wanted["spec"]["template"]["spec"]["serviceAccountName"] = ACCOUNT
     assert pipeline.applied == wanted
     assert problems("knative-service.json", pipeline.applied) == []
 
@@ -486,8 +577,7 @@ def test_after_a_first_deployment_that_never_got_ready(pipeline: Pipeline) -> No
 def test_a_candidate_that_does_not_answer_gets_no_traffic(pipeline: Pipeline) -> None:
     services = service(traffic=[{"revisionName": "old", "percent": 100}])
     silent = f"http://127.0.0.1:{free_port()}"
-    command = ["bash", "deploy/rollout", "embedding-api", "asia-northeast1", DIGEST, "--timeout", "0.5"]
-    run = pipeline.call(command, SERVICES=services, SERVER=silent)
+    run = pipeline.call([*ROLLOUT, "--timeout", "0.5"], SERVICES=services, SERVER=silent)
     assert run.returncode == 1
     assert "new did not pass: no traffic was moved. Traffic goes to old (100 %)." in run.stdout
     assert not pipeline.called(MOVE)
@@ -496,19 +586,21 @@ def test_a_candidate_that_does_not_answer_gets_no_traffic(pipeline: Pipeline) ->
 def test_a_candidate_that_answers_wrongly_gets_no_traffic(pipeline: Pipeline, server: Server) -> None:
     services = service(traffic=[{"revisionName": "old", "percent": 100}])
     with altered(server, vectors(lambda given: [given[0]] * 3)) as url:
-        run = pipeline.call(["bash", "deploy/rollout", "embedding-api", "r", DIGEST], SERVICES=services, SERVER=url)
+        run = pipeline.call(ROLLOUT, SERVICES=services, SERVER=url)
     assert run.returncode == 1
     assert "the same vector for different texts" in run.stdout
     assert not pipeline.called(MOVE)
 
 
 @pytest.mark.parametrize(
-    ("fail", "token"), [("", "Bearer token"), ("--audiences", "Bearer token"), ("print-identity-token", None)]
+    ("fail", "token", "reasons"),
+    [("", "Bearer token", 0), ("--audiences", "Bearer token", 1), ("print-identity-token", None, 2)],
 )
 def test_a_candidate_is_asked_with_a_token_if_there_is_one(
-    pipeline: Pipeline, server: Server, fail: str, token: str | None
+    pipeline: Pipeline, server: Server, fail: str, token: str | None, reasons: int
 ) -> None:
-    """Service accounts get one for the service's URL, users one without; a public service needs none."""
+    """Service accounts get one for the service's URL, users one without; a public service needs none.
+    Why there is none is told where the check fails, and only there."""
     seen: list[str | None] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -522,18 +614,46 @@ def test_a_candidate_is_asked_with_a_token_if_there_is_one(
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as asked:
         thread = Thread(target=asked.serve_forever)
         thread.start()
-        command = ["bash", "deploy/rollout", "embedding-api", "r", DIGEST, "--timeout", "0"]
-        pipeline.call(command, FAIL=fail, SERVER=f"http://127.0.0.1:{asked.server_port}")
+        run = pipeline.call([*ROLLOUT, "--timeout", "0"], FAIL=fail, SERVER=f"http://127.0.0.1:{asked.server_port}")
         asked.shutdown()
         thread.join()
     assert seen == [token]
+    assert run.stdout.count("the stand-in fails: gcloud auth print-identity-token") == reasons
+    assert ("What gcloud said when it was asked for an identity token:\n" in run.stdout) == bool(reasons)
+    passed = pipeline.call(ROLLOUT, FAIL=fail)
+    assert passed.returncode == 0, passed.stdout
+    assert "identity" not in passed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (ROLLOUT[:-1], "3 arguments; wanted: deploy/rollout SERVICE REGION IMAGE ACCOUNT"),
+        ([*ROLLOUT[:-1], "embedding-api"], "The service account is 'embedding-api'; it must be a whole e-mail address"),
+        ([*ROLLOUT[:-1], "--allow-stand-in"], "The service account is '--allow-stand-in'; it must be"),
+    ],
+)
+def test_nothing_is_deployed_without_an_account(pipeline: Pipeline, arguments: list[str], says: str) -> None:
+    """Else it would run as the project's default account, with all the rights that has."""
+    run = pipeline.call(arguments)
+    assert run.returncode != 0
+    assert says in run.stdout
+    assert not pipeline.called("services replace")
+
+
+def test_the_pipeline_has_an_account_and_options_for_the_audit(pipeline: Pipeline) -> None:
+    failed, output = pipeline.run(_ACCOUNT="other", _AUDIT_OPTIONS="--ignore-vuln GHSA-1 --ignore-vuln GHSA-2")
+    assert failed == "", output
+    assert pipeline.calls[0] == "docker audit --ignore-vuln GHSA-1 --ignore-vuln GHSA-2"
+    account = pipeline.applied["spec"]["template"]["spec"]["serviceAccountName"]
+    assert account == "other@project.iam.gserviceaccount.com"
 
 
 def test_render_needs_its_places(pipeline: Pipeline) -> None:
     """A service.yaml that lost the line to be replaced stops the deployment before anything is applied."""
     path = pipeline.folder / "service.yaml"
     path.write_text(path.read_text().replace("- image:", "-  # moved\n          image:"))
-    run = pipeline.call(["bash", "deploy/rollout", "embedding-api", "r", DIGEST])
+    run = pipeline.call(ROLLOUT)
     assert run.returncode == 1
     assert "service.yaml has 0 places that match" in run.stdout
     assert not pipeline.called("replace")

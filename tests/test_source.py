@@ -239,12 +239,12 @@ def test_a_private_model_as_the_image_builds_it(hub: Hub, tmp_path: Path) -> Non
     for arguments, environ in (
         (["-m", "build.export_onnx", *model, *out], {"HF_TOKEN_PATH": str(tmp_path / "hf_token")}),
         (["-m", "build.quantize", *out], {}),
-        (["-m", "build.verify", *model, *out], {"HF_HUB_OFFLINE": "1"}),
+        (["-m", "build.verify", *model, *out, "--name", "ours"], {"HF_HUB_OFFLINE": "1"}),
     ):
         run = python(arguments, hub.url, home, **environ)
         assert run.returncode == 0, run.stderr
     manifest = json.loads((tmp_path / "model/manifest.json").read_text())
-    assert (manifest["model"], manifest["revision"]) == ("org/gated", MAIN)
+    assert (manifest["model"], manifest["revision"]) == ("ours", MAIN)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [path.name for path in files if TOKEN.encode() in path.read_bytes()] == ["hf_token"]
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-IMAGE = os.environ.get("IMAGE", "embedding-api")
-BASE = os.environ.get("PYTHON_IMAGE", "docker.io/library/python:3.11-slim")
+IMAGE = os.environ.get("IMAGE") or "embedding-api"
+BASE = os.environ.get("PYTHON_IMAGE") or "docker.io/library/python:3.11-slim"
 PROGRAM = os.environ.get("CONTAINER_RUN")
 DOCKER = ["docker", "run", "--rm", "--network=host", "--read-only", "--tmpfs=/tmp"]
 # What runs in a container: no network but its own loopback.

@@ -1,4 +1,7 @@
-"""Runs in a container: every file of its root, as a JSON list of [path, kind, bytes, mode, user, group]."""
+"""Runs in a container: every file of its root, as a JSON list of [path, kind, bytes, mode, user, group].
+
+A folder that cannot be looked into is there twice, the second time of the kind "unreadable".
+"""
 
 import json
 import os
@@ -6,7 +9,13 @@ import stat
 
 SKIPPED = ("/proc", "/sys", "/dev", "/tmp")
 rows = []
-for folder, folders, files in os.walk("/"):
+
+
+def unreadable(error: OSError) -> None:
+    rows.append([error.filename, "unreadable", 0, 0, 0, 0])
+
+
+for folder, folders, files in os.walk("/", onerror=unreadable):
     folders[:] = [name for name in folders if os.path.join(folder, name) not in SKIPPED]
     for name in [*folders, *files]:
         path = os.path.join(folder, name)
