@@ -91,15 +91,16 @@ def test_the_two_readmes_have_the_same_parts() -> None:
     english, japanese = ((ROOT / readme).read_text() for readme in READMES)
     for pattern in (r"^## ", r"^\| ---", r"^```"):
         assert len(re.findall(pattern, english, re.M)) == len(re.findall(pattern, japanese, re.M)), pattern
-    figures = [
-        re.findall(r"\d[\d.,]*", text.split("<!-- bench -->")[1].split("<!-- /bench -->")[0])
-        for text in (english, japanese)
-    ]
-    assert figures[0] == figures[1]
-    assert len(figures[0]) > 10
+    for name in ("bench", "image"):
+        figures = [
+            re.findall(r"\d[\d.,]*", text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0])
+            for text in (english, japanese)
+        ]
+        assert figures[0] == figures[1]
+        assert len(figures[0]) > 10
 
 
-@pytest.mark.parametrize("name", ["runtime", "build", "test"])
+@pytest.mark.parametrize("name", ["runtime", "build", "test", "sdist", "audit"])
 def test_locks(name: str) -> None:
     """Every package of the .in file is pinned in the .txt file, and every pin has hashes."""
     wanted = [line.split()[0] for line in lines(f"{name}.in") if not line.startswith("-")]
