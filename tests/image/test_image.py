@@ -54,7 +54,7 @@ def added() -> dict[str, list[Any]]:
 @pytest.fixture(scope="module")
 def served() -> Iterator[Container]:
     server = Container(CACHE_SIZE="0")
-    yield server.wait_until_ready()  # type: ignore[misc]
+    yield server.wait_until_ready()
     server.stop()
 
 
