@@ -15,6 +15,8 @@ ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim
 # What to serve: a hub id, its branch, tag or commit, and int8 or fp32.
 ARG MODEL=sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2
 ARG REVISION=
+# of the search for what to quantize how: fast, default or best
+ARG EFFORT=default
 # The name to show for a model of your own; hub models have theirs.
 ARG MODEL_NAME=
 ARG PRECISION=int8
@@ -66,10 +68,11 @@ COPY build build
 COPY --from=source / /source/
 ARG MODEL
 ARG REVISION
+ARG EFFORT
 # Where there is such a secret, the hub's client reads the token from it; it is in no layer.
 RUN --mount=type=secret,id=hf_token \
     HF_TOKEN_PATH=/run/secrets/hf_token /opt/venv/bin/python -m build.export_onnx --model "$MODEL" ${REVISION:+--revision "$REVISION"} \
-    && /opt/venv/bin/python -m build.quantize
+    && /opt/venv/bin/python -m build.quantize --effort "$EFFORT"
 
 
 FROM model AS verified

@@ -1,11 +1,12 @@
 # Needs Python 3.11 to 3.13, make and a package index; everything else is set up here.
 #   make run     set up what is missing, then serve on http://localhost:$PORT (8080)
 #   make test    set up what is missing, then run every test
-#   make model   build model/ (MODEL=…, REVISION=…); nothing changed: does nothing
-#   make image   build the container image (MODEL=…, REVISION=…, PRECISION=…) with Docker
+#   make model   build model/ (MODEL=…, REVISION=…, EFFORT=…); nothing changed: does nothing
+#   make image   build the container image (MODEL=…, REVISION=…, EFFORT=…, PRECISION=…) with Docker
 PYTHON ?= python3
 MODEL ?=
 REVISION ?=
+EFFORT ?=
 PRECISION ?=
 PYTHON_IMAGE ?=
 IMAGE ?= embedding-api
@@ -21,8 +22,8 @@ install := $(bin)/python -m pip install --quiet --disable-pip-version-check --no
 # black has no place in setup.cfg, and skips folders called build by default
 black := $(bin)/black --line-length 120 --exclude '/(\.git|\.venv|\.cache|model)/'
 out := $(or $(MODEL_DIR),model)
-build_args := $(if $(MODEL),--model '$(MODEL)') $(if $(REVISION),--revision '$(REVISION)') --out '$(out)'
-image_args := $(foreach name,MODEL REVISION PRECISION PYTHON_IMAGE TORCH_INDEX,$(if $($(name)),--build-arg $(name)='$($(name))'))
+build_args := $(if $(MODEL),--model '$(MODEL)') $(if $(REVISION),--revision '$(REVISION)') $(if $(EFFORT),--effort '$(EFFORT)') --out '$(out)'
+image_args := $(foreach name,MODEL REVISION EFFORT PRECISION PYTHON_IMAGE TORCH_INDEX,$(if $($(name)),--build-arg $(name)='$($(name))'))
 
 # pip must not run twice at once in one environment
 .NOTPARALLEL:

@@ -1,7 +1,7 @@
 """The model folder: its file names, its manifest, loading and checking it.
 
     model_int8.onnx  model_int8.onnx.data  model_fp32.onnx  model_fp32.onnx.data
-    tokenizer/tokenizer.json  report.json  manifest.json
+    tokenizer/tokenizer.json  report.json  speed.json  manifest.json
 
 The build writes manifest.json last, so a folder without one is not whole.
 """
@@ -18,8 +18,9 @@ from app.errors import BootError
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
+SPEED = "speed.json"
 TOKENIZER = "tokenizer/tokenizer.json"
-FORMAT = 1
+FORMAT = 2
 REMEDY = "run `make model`"
 
 
@@ -42,7 +43,8 @@ class Manifest:
 
     files: path inside the folder -> sha256, hexadecimal. dimension: of the embedding.
     max_positions and max_seq_length: the model's own limits, in tokens, specials included.
-    build_key: what the build was made from (see build/__main__.py).
+    recipe: how the INT8 file was quantized, in words. calibration_sha256: of what quantization
+    has seen. build_key: what the build was made from (see build/__main__.py).
     """
 
     model: str
@@ -60,7 +62,8 @@ class Manifest:
     golden: Golden
     quality: Mapping[str, Any]
     versions: Mapping[str, str]
-    created: str
+    recipe: str
+    calibration_sha256: str
     build_key: str
     format: int = FORMAT
 

@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The whole build; returns the exit code."""
     parser = _parser("python -m build")
     _add_model(parser)
+    _add_effort(parser)
     return _run(_build, parser.parse_args(arguments))
 
 
@@ -40,7 +41,9 @@ def main_export() -> int:
 
 def main_quantize() -> int:
     """`python -m build.quantize`: quantize alone."""
-    return _run(_quantize_alone, _parser("python -m build.quantize").parse_args())
+    parser = _parser("python -m build.quantize")
+    _add_effort(parser)
+    return _run(_quantize_alone, parser.parse_args())
 
 
 def main_verify() -> int:
@@ -63,6 +66,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fallback", choices=["stand-in"], help="go on with it where the hub cannot be reached")
 
 
+def _add_effort(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--effort",
+        choices=["fast", "default", "best"],
+        default="default",
+        help="of the search for what to quantize how: none, a minute or two, several minutes (default: %(default)s)",
+    )
+
+
 def _run(work: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
     """Work in the folder alone; an error is a line, not a stack trace. Returns the exit code."""
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
@@ -79,7 +91,7 @@ def _run(work: Callable[[argparse.Namespace], None], options: argparse.Namespace
 
 def _build(options: argparse.Namespace) -> None:
     out: Path = options.out
-    key = build_key(options.model, options.revision)
+    key = build_key(options.model, options.revision, options.effort)
     current = _current(out, key, accept_stand_in=options.fallback is not None)
     if current is not None:
         print(f"{out}/ is up to date: {current['model']}")
@@ -92,7 +104,7 @@ def _build(options: argparse.Namespace) -> None:
         _warn(source.warning)
         files.clean(out)
         model, facts = _export(source, out, bar)
-        _quantize(out, bar)
+        _quantize(out, options.effort, bar)
         _verify(model, facts, source, out, key, bar)
     _warn(source.warning)
 
@@ -106,13 +118,14 @@ def _export_alone(options: argparse.Namespace) -> None:
 
 def _quantize_alone(options: argparse.Namespace) -> None:
     with tqdm(disable=True) as bar:
-        _quantize(options.out, bar)
+        _quantize(options.out, options.effort, bar)
 
 
 def _verify_alone(options: argparse.Namespace) -> None:
     from build import export_onnx
+    from build.quantize import effort_of
 
-    key = build_key(options.model, options.revision)
+    key = build_key(options.model, options.revision, effort_of(options.out))
     with tqdm(disable=True) as bar:
         source = fetch(options.model, options.revision, options.fallback)
         source = replace(source, model=options.name or source.model)
@@ -131,24 +144,25 @@ def _export(source: Source, out: Path, bar: Any) -> tuple[Any, Any]:
     return model, facts
 
 
-def _quantize(out: Path, bar: Any) -> None:
+def _quantize(out: Path, effort: str, bar: Any) -> None:
     from build import quantize
 
     with _step("quantize", bar) as done:
-        quantize.quantize(out)
-        done(_sizes(out, quantize.INT8))
+        recipe = quantize.quantize(out, effort)
+        done(f"{_sizes(out, quantize.INT8)}: {recipe}")
 
 
 def _verify(model: Any, facts: Any, source: Source, out: Path, key: str, bar: Any) -> None:
     from build.verify import verify
 
     with _step("verify", bar) as done:
-        report = verify(model, facts, source, out, key, progress=bar.update)
-        int8 = report["int8"]
+        report, speed = verify(model, facts, source, out, key, progress=bar.update)
+        int8, retrieval = report["int8"], report["retrieval"]
         done(
             f"cosine to sentence-transformers: mean {int8['mean']:.4f}, least {int8['min']:.4f}; "
             f"difference of similarities {int8['pairwise_difference']:.4f}; "
-            f"{report['speed']['int8_over_fp32']} x the speed of FP32"
+            f"translations found: {retrieval['int8']:.3f}, by the original {retrieval['reference']:.3f}; "
+            f"{speed['int8_over_fp32']} x the speed of FP32"
         )
 
 
@@ -178,10 +192,10 @@ def _warn(warning: str | None) -> None:
         print(f"{'!' * width}\nWARNING: {warning}\n{'!' * width}", file=sys.stderr, flush=True)
 
 
-def build_key(model: str, revision: str | None) -> str:
-    """What a model folder is made from: the model asked for, this code, its packages, its texts."""
-    digest = hashlib.sha256(json.dumps([_local(model), revision]).encode())
-    inputs = [*(ROOT / "build").rglob("*.py"), *(ROOT / "build/texts").glob("*.txt")]
+def build_key(model: str, revision: str | None, effort: str) -> str:
+    """What a model folder is made from: the model asked for, the effort, this code, its packages, its texts."""
+    digest = hashlib.sha256(json.dumps([_local(model), revision, effort]).encode())
+    inputs = [path for pattern in ("*.py", "*.txt", "*.tsv") for path in (ROOT / "build").rglob(pattern)]
     inputs += [ROOT / f"app/{name}.py" for name in ("artifact", "encoder", "settings", "slots")]
     inputs += [ROOT / f"requirements/{name}.txt" for name in ("runtime", "build", "torch")]
     for path in sorted(inputs):

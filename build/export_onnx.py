@@ -25,7 +25,6 @@ from build import BuildError, files
 OPSET = 17  # the first one with LayerNormalization
 FP32 = "model_fp32.onnx"
 TOKENIZER = "tokenizer/tokenizer.json"
-TABLE = "words"  # the name of the word embeddings in the graph
 POOLING_MODES = ("mean", "cls")
 
 
@@ -209,6 +208,10 @@ def export(model: Any, out: Path) -> Facts:
         # Large tensors go beside the graph, where they are memory-mapped.
         proto = onnx.load(part / FP32)
         (part / FP32).unlink()
+        # what quantization must know and cannot see
+        prompt = facts.prompts[facts.default_prompt_name] if facts.default_prompt_name else ""
+        known = {"heads": graph.layers[0].heads, "pooling": facts.pooling, "normalize": facts.normalize}
+        onnx.helper.set_model_props(proto, {**{key: str(value) for key, value in known.items()}, "prompt": prompt})
         onnx.save_model(proto, part / FP32, save_as_external_data=True, location=f"{FP32}.data", size_threshold=1024)
     with files.replacing(out, TOKENIZER) as part:
         (part / TOKENIZER).write_text(tokenizer_json(model), encoding="utf-8")

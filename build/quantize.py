@@ -1,126 +1,398 @@
 """model_fp32.onnx -> model_int8.onnx: INT8 weights, activations quantized at run time.
 
-Per channel, and in a reduced range (7 bits): on CPUs without VNNI the kernels add pairs of
-products in 16 bits, which full-range weights overflow; in the reduced range the integer
-sums are the same on every CPU. (Float sums are not: the same texts with VNNI and with AVX2
-alone gave the same bits up to some 20 tokens, and cosine 0.9990 for pages.)
+The error of INT8 is in the activations: a few channels are 10 to 50 times the others, and one
+scale for all wastes most of its 256 steps. Each linear layer gets the cheapest form in which the
+whole model's vectors stay near those of FP32:
 
-Most of the file is the table of word embeddings, of which a text looks up a few rows. Its one
-step is as coarse as the vectors allow: fewer different values pack better in an image.
+- smoothed (SmoothQuant, arXiv 2211.10438): channels divided by s, the weight's rows multiplied;
+- outlier channels computed in FP32 beside it (LLM.int8(), arXiv 2208.07339);
+- a scale for each token, where tokens differ in size;
+- rotated by a Hadamard matrix (QuaRot, arXiv 2404.00456), which spreads the spikes of GELU's output.
 
-    python -m build.quantize [--out DIR]
+Weights are rounded by GPTQ (build/rounding.py). Everything is chosen by measuring on the
+calibration texts of build/texts/, which the proof does not use.
+
+    python -m build.quantize [--out DIR] [--effort fast|default|best]
 """
 
-import logging
+import hashlib
 import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from tokenizers import Tokenizer
 
-from build import BuildError, files
-from build.export_onnx import FP32, TABLE, TOKENIZER
-from build.texts import texts
+from build import BuildError, files, graph
+from build.export_onnx import FP32, TOKENIZER
+from build.graph import Floats, Linear, Network, QuantizedLinear, Table
+from build.rounding import rounded
+from build.similarity import cosines, unit
+from build.texts import calibration
 
 INT8 = "model_int8.onnx"
-# The table's steps to try, as multiples of the finest one, which uses all 256 values; and what
-# the table alone may cost, as the mean cosine to FP32. The rest of INT8 costs 20 times as much.
-# On the stand-in: 1 packs into 63 MB and costs 0.00003, 2.5 into 53 MB and 0.00016. Steps by row
-# or by column, and means taken out, gave the same accuracy at the same size.
-TABLE_STEPS = (3.0, 2.5, 2.0, 1.5)
-TABLE_MIN_COSINE = 0.9998
-CALIBRATION_TOKENS = 128
+CALIBRATION_TOKENS = 256  # as the server's MAX_LENGTH: of pages cut at 128 the outliers of long texts are not seen
+SEARCH_EVERY = 3  # the search measures on every third calibration text
+
+# The search goes on until 1 - cosine to FP32, table included, is as small as this. Where a model's
+# vectors all lie close together, as E5's do, the same error turns more neighbours round: hence the
+# share of their spread, 1 - the mean cosine of two texts.
+MAX_MEAN_LOSS = 3e-4
+MAX_MEAN_LOSS_OF_SPREAD = 1.3e-3
+MAX_P99_LOSS = 7e-4
+
+# The steps of the table of words to try, as multiples of the finest one that maps the largest
+# value to 127, and what the table alone may cost in mean cosine. A coarser step has fewer values,
+# which pack better: on the stand-in 1.5 into 58 MB at a loss of 0.8e-4, 2 into 54 MB at 1.2e-4, 2.5 into
+# 51 MB at 1.8e-4. Where none will do each word gets a step of its own.
+TABLE_STEPS = (3.0, 2.75, 2.5, 2.25, 2.0, 1.75, 1.5, 1.25, 1.0)
+TABLE_LOSS = 1.55e-4
+
+ROTATION = 32  # the longest block; a power of two that divides the inputs
+
+Ids = NDArray[np.int64]
 
 
-def quantize(out: Path) -> None:
-    """Write OUT/model_int8.onnx (+ .data) from OUT/model_fp32.onnx.
+@dataclass(frozen=True)
+class Form:
+    """How a linear layer may be quantized. cost: of its nodes, in thousandths of a short text's time with 12 layers.
+
+    Measured with 14 tokens, one thread, with VNNI and with AVX2 alone; see docs/quantization.md.
+    """
+
+    outliers: int = 0
+    rotated: bool = False
+    per_token: bool = False
+    fp32: bool = False
+    cost: float = 0
+
+
+# The first is the cheapest, the last the most exact.
+FORMS = {
+    "qkv": (Form(), Form(outliers=16, cost=3.5), Form(outliers=16, per_token=True, cost=7)),
+    "attention_out": (Form(),),  # smoothed and rotated at no cost, in V's weights
+    "feed_forward_in": (Form(), Form(outliers=16, cost=3.5)),
+    "feed_forward_out": (Form(outliers=16), Form(outliers=16, rotated=True, cost=4)),
+}
+# Where INT8 does not do: the matrix product takes some 2.5 times as long.
+IN_FP32 = {
+    "qkv": Form(fp32=True, cost=30),
+    "attention_out": Form(fp32=True, cost=10),
+    "feed_forward_in": Form(fp32=True, cost=35),
+    "feed_forward_out": Form(fp32=True, cost=35),
+}
+# How much of the channels' differences goes into the weights: s = peak^a / largest weight^(1-a).
+SMOOTHING = {"qkv": 0.7, "attention_out": 0.7, "feed_forward_in": 0.7, "feed_forward_out": 0.5}
+SMOOTHINGS = (0.4, 0.5, 0.6, 0.7, 0.8)  # tried by --effort best
+MAX_OUTLIERS = 1 / 8  # of the inputs
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a linear layer's inputs x are like on the calibration texts, each text weighing the same.
+
+    peaks: (inputs,) the largest |x|. moments: (inputs, inputs) the mean of x^T x.
+    """
+
+    peaks: Floats
+    moments: Floats
+
+
+def quantize(out: Path, effort: str = "default") -> str:
+    """Write OUT/model_int8.onnx (+ .data) from OUT/model_fp32.onnx; returns the recipe, a line for people.
+
+    effort: `fast` gives every layer its most exact form; `default` searches for the cheapest ones
+    that are exact enough; `best` searches on all calibration texts and tries SMOOTHINGS.
 
     Raises:
-        BuildError: there is no OUT/model_fp32.onnx.
+        BuildError: there is no OUT/model_fp32.onnx, or a file of build/texts/ cannot be read.
     """
     if not (out / FP32).is_file():
         raise BuildError(f"There is no {out / FP32}: run python -m build.export_onnx --out {out} first.")
-    logging.getLogger().setLevel(logging.ERROR)  # quantize_dynamic advises a preprocessing that changes nothing here
+    network = graph.read(out / FP32)
+    texts = [text for lines in calibration().values() for text in lines]
+    ids = _ids(out / TOKENIZER, network, texts)
+    bench = _Bench(network, ids if effort == "best" else ids[::SEARCH_EVERY])
+    table, table_name = _table(bench)
+    network, inputs = _folded(network, _inputs(network, ids))
+    choice = _Search(network, inputs, table, bench).run(effort)
+    recipe = _recipe(choice.forms, table_name)
+    metadata = {
+        "recipe": recipe,
+        "effort": effort,
+        "calibration_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+        "tools": ", ".join(f"{name} {version(name)}" for name in ("onnx", "onnxruntime", "numpy", "tokenizers")),
+    }
+    model = graph.write(network, table, choice.linears, metadata)
     with files.replacing(out, INT8, f"{INT8}.data") as part:
-        plain = part / "plain.onnx"
-        quantize_dynamic(
-            out / FP32,
-            plain,
-            per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-            use_external_data_format=True,
-        )
-        coarsen_table(out, plain)
-        optimize(plain, part / INT8)
+        # large tensors go beside the graph, where they are memory-mapped
+        onnx.save_model(model, part / INT8, save_as_external_data=True, location=f"{INT8}.data", size_threshold=1024)
+    return recipe
 
 
-def coarsen_table(out: Path, int8: Path) -> None:
-    """Give the table of the INT8 file the coarsest of TABLE_STEPS that keeps TABLE_MIN_COSINE, if there is one."""
-    fp32 = onnx.load(out / FP32)
-    table = numpy_helper.to_array(next(item for item in fp32.graph.initializer if item.name == TABLE))
-    model = onnx.load(int8)
-    tensors = {item.name: item for item in model.graph.initializer}
-    finest = float(numpy_helper.to_array(tensors[f"{TABLE}_scale"]))
-    ids = _calibration_ids(out / TOKENIZER)
-    reference = _embed(out / FP32, ids)
-    for step in (finest * multiple for multiple in TABLE_STEPS):
-        rounded = np.round(table / step)
-        vectors = _embed(out / FP32, ids, table=(rounded * step).astype(np.float32))
-        if _mean_cosine(vectors, reference) >= TABLE_MIN_COSINE:
-            lowest = rounded.min()
-            for name, value in (
-                ("quantized", (rounded - lowest).astype(np.uint8)),
-                ("scale", np.array(step, np.float32)),
-                ("zero_point", np.array(-lowest, np.uint8)),
-            ):
-                tensors[f"{TABLE}_{name}"].CopyFrom(numpy_helper.from_array(value, f"{TABLE}_{name}"))
-            onnx.save_model(model, int8, save_as_external_data=True, location=f"{int8.name}.data")
-            return
+def effort_of(out: Path) -> str:
+    """The effort that OUT/model_int8.onnx was made with.
 
-
-def _calibration_ids(tokenizer_file: Path) -> list[NDArray[np.int64]]:
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    tokenizer.enable_truncation(CALIBRATION_TOKENS)
-    some = [text for lines in texts().values() for text in lines][::3]
-    return [np.array(tokenizer.encode(text).ids, np.int64) for text in some]
-
-
-def _embed(model: Path, ids: list[NDArray[np.int64]], table: Any = None) -> NDArray[np.float32]:
-    """The vectors of a model file, (n, dim), with another table in the place of its own if one is given."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if table is not None:
-        value = ort.OrtValue.ortvalue_from_numpy(table)
-        options.add_initializer(TABLE, value)
-    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    return np.array([session.run(None, {"input_ids": item})[0] for item in ids], np.float32)
-
-
-def _mean_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """(n, dim), (n, dim) -> the mean cosine of the rows."""
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(np.mean(np.sum(a * b, axis=1) / lengths))
-
-
-def optimize(source: Path, target: Path) -> None:
-    """Fuse the graph now rather than at every start; large tensors go beside it, memory-mapped.
-
-    EXTENDED, not ALL: the layout changes of ALL are tied to the CPU at hand.
+    Raises:
+        BuildError: there is no such file.
     """
+    if not (out / INT8).is_file():
+        raise BuildError(f"There is no {out / INT8}: run python -m build.quantize --out {out} first.")
+    model = onnx.load(out / INT8, load_external_data=False)
+    return next((item.value for item in model.metadata_props if item.key == "effort"), "")
+
+
+def _ids(tokenizer_file: Path, network: Network, texts: list[str]) -> list[Ids]:
+    """The texts as the server would see them, the model's default prompt before each."""
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.enable_truncation(min(CALIBRATION_TOKENS, len(network.positions)))
+    return [np.array(tokenizer.encode(network.prompt + text).ids, np.int64) for text in texts]
+
+
+class _Bench:
+    """Measures what a quantization costs: 1 - cosine to FP32, on some texts, with only their words' rows."""
+
+    def __init__(self, network: Network, ids: list[Ids]) -> None:
+        self.words, inverse = np.unique(np.concatenate(ids), return_inverse=True)
+        self.ids = np.split(inverse.astype(np.int64), np.cumsum([len(item) for item in ids])[:-1])
+        self.network = network
+        self.reference = self._embed(graph.write(network, network.words[self.words], network.linears))
+        self.spread = 1 - float(np.sum(unit(self.reference).mean(0) ** 2))
+
+    def losses(
+        self, network: Network, table: Table | Floats, linears: Mapping[str, Linear | QuantizedLinear]
+    ) -> NDArray[np.float64]:
+        rows: Table | Floats = table if isinstance(table, np.ndarray) else table.rows(self.words)
+        return 1 - cosines(self._embed(graph.write(network, rows, linears)), self.reference)
+
+    def _embed(self, model: onnx.ModelProto) -> Floats:
+        session = _session(model)
+        return np.array([session.run(None, {"input_ids": item})[0] for item in self.ids], np.float32)
+
+
+def _session(model: onnx.ModelProto) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(target)
     options.log_severity_level = 3
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{target.name}.data")
-    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-    ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _table(bench: _Bench) -> tuple[Table, str]:
+    """The coarsest table that costs at most TABLE_LOSS, or the finest; and what to call it."""
+    words = bench.network.words
+    finest = max(float(np.abs(words).max()), 1e-12) / 127
+    for multiple in TABLE_STEPS:
+        table = _coded(words, np.array(finest * multiple, np.float32))
+        if bench.losses(bench.network, table, bench.network.linears).mean() <= TABLE_LOSS:
+            return table, f"one step, {multiple:g} x the finest"
+    return _coded(words, np.maximum(np.abs(words).max(1, keepdims=True), 1e-12) / 127), "a step for each word"
+
+
+def _coded(words: Floats, step: Floats) -> Table:
+    return Table(np.round(words / step).astype(np.int8), step)
+
+
+def _inputs(network: Network, ids: list[Ids]) -> dict[str, Inputs]:
+    """Run the texts in FP32 and sum up what comes into each linear layer."""
+    words, inverse = np.unique(np.concatenate(ids), return_inverse=True)
+    session = _session(graph.write(network, network.words[words], network.linears, show_inputs=True))
+    names = [output.name for output in session.get_outputs()][1:]
+    sizes = {name: len(network.linears[name].weight) for name in names}
+    peaks = {name: np.zeros(size, np.float32) for name, size in sizes.items()}
+    moments = {name: np.zeros((size, size), np.float32) for name, size in sizes.items()}
+    for item in np.split(inverse.astype(np.int64), np.cumsum([len(item) for item in ids])[:-1]):
+        for name, x in zip(names, session.run(names, {"input_ids": item}), strict=True):
+            peaks[name] = np.maximum(peaks[name], np.abs(x).max(0))
+            moments[name] += x.T @ x / len(x)
+    return {name: Inputs(peaks[name], moments[name] / np.float32(len(ids))) for name in names}
+
+
+def _folded(network: Network, inputs: dict[str, Inputs]) -> tuple[Network, dict[str, Inputs]]:
+    """Smooth and rotate each attention_out's input in V's weights, which costs nothing at run time.
+
+    Attention takes weighted means of V's rows, so what is done to V's columns is done to its output.
+    """
+    linears, seen = dict(network.linears), dict(inputs)
+    block = _rotation(network.head_dim)
+    for index in range(network.layers):
+        qkv, out = f"layers.{index}.qkv", f"layers.{index}.attention_out"
+        divisor = _divisor(linears[out].weight, inputs[out].peaks, SMOOTHING["attention_out"])
+        weight, bias = linears[qkv].weight.copy(), linears[qkv].bias.copy()
+        weight[:, -network.hidden :] = _rotated(weight[:, -network.hidden :] / divisor, block)
+        bias[-network.hidden :] = _rotated(bias[None, -network.hidden :] / divisor, block)[0]
+        linears[qkv] = Linear(weight, bias)
+        rotated_out = _rotated((linears[out].weight * divisor[:, None]).T, block).T
+        linears[out] = Linear(np.ascontiguousarray(rotated_out), linears[out].bias)
+        moments = inputs[out].moments / divisor[:, None] / divisor
+        seen[out] = Inputs(inputs[out].peaks, _rotated(_rotated(moments, block).T, block))
+    return replace(network, linears=linears), seen
+
+
+class _Search:
+    """Chooses each linear layer's form by measuring the whole model with that layer changed."""
+
+    def __init__(self, network: Network, inputs: dict[str, Inputs], table: Table, bench: _Bench) -> None:
+        self._network, self._inputs, self._table, self._bench = network, inputs, table, bench
+        self._smoothing = dict(SMOOTHING)
+        self._made: dict[tuple[str, Form, float], Linear | QuantizedLinear] = {}
+
+    def run(self, effort: str) -> "_Choice":
+        if effort == "best":
+            self._tune()
+        exact = self._choice(self._most_exact())
+        if effort == "fast":
+            return exact
+        if self._enough(exact):
+            # down from the most exact forms, what harms least for what it saves first
+            steps = self._steps(exact, {kind: forms[:-1] for kind, forms in FORMS.items()})
+            return self._walk(exact, steps, wanted=True)
+        # up to FP32, what helps most for what it costs first
+        steps = self._steps(exact, {kind: (form,) for kind, form in IN_FP32.items()})
+        return self._walk(exact, steps, wanted=False)
+
+    def _tune(self) -> None:
+        """Of SMOOTHINGS take the one that is best for all layers of a kind."""
+        for kind in graph.LINEARS:
+            if kind == "attention_out":
+                continue  # folded already
+            losses = {}
+            for smoothing in SMOOTHINGS:
+                self._smoothing[kind] = smoothing
+                losses[smoothing] = float(self._choice(self._most_exact()).losses.mean())
+            self._smoothing[kind] = min(SMOOTHINGS, key=losses.__getitem__)
+
+    def _most_exact(self) -> dict[str, Form]:
+        return {name: FORMS[_kind(name)][-1] for name in self._network.linears}
+
+    def _steps(self, start: "_Choice", forms: Mapping[str, tuple[Form, ...]]) -> list[tuple[str, Form]]:
+        """Single changes of a choice: first those that harm least, or help most, for each unit of cost."""
+        ratios = []
+        for name in self._network.linears:
+            for form in forms[_kind(name)]:
+                changed = self._choice({**start.forms, name: form})
+                difference = float(changed.losses.mean() - start.losses.mean())
+                ratios.append((difference / abs(form.cost - start.forms[name].cost), name, form))
+        ratios.sort(key=lambda item: (item[0], item[1]))
+        return [(name, form) for _, name, form in ratios]
+
+    def _walk(self, start: "_Choice", steps: list[tuple[str, Form]], wanted: bool) -> "_Choice":
+        """Take the most steps down that are still exact enough (wanted), or the fewest up that are."""
+
+        def taken(count: int) -> _Choice:
+            forms = dict(start.forms)
+            for name, form in steps[:count]:
+                if not wanted or form.cost < forms[name].cost:
+                    forms[name] = form
+            return self._choice(forms)
+
+        low, high = 0, len(steps)
+        while low < high:
+            middle = (low + high + wanted) // 2
+            if self._enough(taken(middle)) == wanted:
+                low = middle if wanted else middle + 1
+            else:
+                high = middle - 1 if wanted else middle
+        return taken(low)
+
+    def _enough(self, choice: "_Choice") -> bool:
+        mean, p99 = choice.losses.mean(), np.percentile(choice.losses, 99)
+        return bool(mean <= min(MAX_MEAN_LOSS, MAX_MEAN_LOSS_OF_SPREAD * self._bench.spread) and p99 <= MAX_P99_LOSS)
+
+    def _choice(self, forms: Mapping[str, Form]) -> "_Choice":
+        linears = {name: self._linear(name, form) for name, form in forms.items()}
+        return _Choice(dict(forms), linears, self._bench.losses(self._network, self._table, linears))
+
+    def _linear(self, name: str, form: Form) -> Linear | QuantizedLinear:
+        smoothing = self._smoothing[_kind(name)]
+        key = name, form, smoothing
+        if key not in self._made:
+            linear = self._network.linears[name]
+            free = _kind(name) == "attention_out"
+            self._made[key] = linear if form.fp32 else _quantized(linear, self._inputs[name], form, smoothing, free)
+        return self._made[key]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A form for each linear layer, the layers in it, and (texts,) what it costs in 1 - cosine."""
+
+    forms: dict[str, Form]
+    linears: dict[str, Linear | QuantizedLinear]
+    losses: NDArray[np.float64]
+
+
+def _kind(name: str) -> str:
+    """`layers.0.qkv` -> `qkv`."""
+    return name.rpartition(".")[2]
+
+
+def _quantized(linear: Linear, inputs: Inputs, form: Form, smoothing: float, free: bool) -> QuantizedLinear:
+    """A linear layer in a form. free: its input is smoothed and rotated already."""
+    size = len(linear.weight)
+    divisor = np.ones(size, np.float32) if free else _divisor(linear.weight, inputs.peaks, smoothing)
+    smooth = np.reciprocal(divisor)
+    weight: Floats = linear.weight * divisor[:, None]
+    # the channels that are the largest still, and the ones with the largest weights
+    importance = inputs.peaks * smooth * np.sqrt(np.abs(weight).max(1))
+    outliers = np.sort(np.argsort(-importance, kind="stable")[: min(form.outliers, int(size * MAX_OUTLIERS))])
+    smooth[outliers], weight[outliers] = 0, 0
+    moments: Floats = inputs.moments * smooth[:, None] * smooth
+    block = _rotation(size) if form.rotated else 1
+    if block > 1:
+        weight = _rotated(weight.T, block).T
+        moments = _rotated(_rotated(moments, block).T, block)
+    codes, scale = rounded(weight, moments)
+    return QuantizedLinear(
+        weight=codes,
+        scale=scale,
+        bias=linear.bias,
+        smooth=None if free else smooth,
+        outliers=outliers.astype(np.int64),
+        outlier_weight=linear.weight[outliers],
+        rotation=block,
+        per_token=form.per_token,
+    )
+
+
+def _divisor(weight: Floats, peaks: Floats, smoothing: float) -> Floats:
+    """(inputs,) what each input channel is divided by; their geometric mean is 1."""
+    largest_weights = np.maximum(np.abs(weight).max(1), 1e-6)
+    divisor = np.maximum(peaks, 1e-6) ** smoothing / largest_weights ** (1 - smoothing)
+    scaled: Floats = (divisor / np.exp(np.mean(np.log(divisor)))).astype(np.float32)
+    return scaled
+
+
+def _rotation(size: int) -> int:
+    """The largest power of two up to ROTATION that divides a number of channels."""
+    block = ROTATION
+    while size % block:
+        block //= 2
+    return block
+
+
+def _rotated(x: Floats, block: int) -> Floats:
+    """(n, size) -> the same with each block of columns rotated."""
+    rotated: Floats = (x.reshape(-1, block) @ graph.hadamard(block)).reshape(x.shape)
+    return rotated
+
+
+def _recipe(forms: Mapping[str, Form], table_name: str) -> str:
+    """A line that says how a model was quantized."""
+
+    def count(some: Iterable[bool]) -> int:
+        return sum(some)
+
+    values = list(forms.values())
+    return (
+        f"GPTQ under the pair rule, smoothing; of {len(values)} linear layers "
+        f"{count(form.outliers > 0 for form in values)} have outlier channels in FP32, "
+        f"{count(form.rotated for form in values)} are rotated, {count(form.per_token for form in values)} have a "
+        f"scale for each token, {count(form.fp32 for form in values)} are in FP32; the words' table has {table_name}"
+    )
 
 
 if __name__ == "__main__":

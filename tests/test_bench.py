@@ -37,7 +37,7 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     """In one short round, every row has its figure; the rows of one CPU come with it."""
     bench.main()
     rows = figures(capsys.readouterr().out)
-    assert len([label for label in rows if not label.startswith("one CPU") and "client" not in label]) == 11
+    assert len([label for label in rows if not label.startswith("one CPU") and "client" not in label]) == 13
     assert all(
         float(row[0].split()[0]) > 0 for label, row in rows.items() if "engine" in label or "HTTP" in label
     ), rows

@@ -114,8 +114,9 @@ def test_the_check_runs_the_image_as_small_as_it_will_be() -> None:
 
 
 def test_the_smoke_check_has_the_builds_gate() -> None:
-    for name in ("FP32_MIN_COSINE", "INT8_MEAN_COSINE", "INT8_PAIRWISE_DIFFERENCE"):
-        assert SMOKE[name] == getattr(verify, name)
+    gate = {name: value for name, value in vars(verify).items() if name.startswith(("FP32_", "INT8_"))}
+    assert len(gate) == 5
+    assert {name: SMOKE[name] for name in gate} == gate
 
 
 def test_nothing_is_pushed_beside_a_check() -> None:
@@ -204,9 +205,13 @@ def vectors(change: Callable[[list[Any]], list[Any]]) -> Callable[[str, Any], tu
     [
         (model(stand_in=True), "The model is the stand-in"),
         (quality("fp32", "min", 0.9999), "FP32's least cosine is 0.9999, below 0.99999"),
-        (quality("int8", "mean", 0.9), "INT8's mean cosine is 0.9, below 0.98"),
-        (quality("int8", "pairwise_difference", 0.02), "is 0.02, not below 0.02"),
-        (quality("int8", "pairwise_difference", float("nan")), "is nan, not below 0.02"),
+        (quality("int8", "mean", 0.9), f"INT8's mean cosine is 0.9, below {verify.INT8_COSINE['mean']}"),
+        (quality("int8", "p1", 0.8), f"INT8's p1 cosine is 0.8, below {verify.INT8_COSINE['p1']}"),
+        (quality("int8", "min", 0.7), f"INT8's min cosine is 0.7, below {verify.INT8_COSINE['min']}"),
+        (quality("int8", "pairwise_difference", 0.02), f"is 0.02, not below {verify.INT8_PAIRWISE_DIFFERENCE}"),
+        (quality("int8", "pairwise_difference", float("nan")), f"is nan, not below {verify.INT8_PAIRWISE_DIFFERENCE}"),
+        (quality("retrieval", "difference", -0.5), f"more than {verify.INT8_RETRIEVAL_LOSS} below the original's"),
+        (quality("neighbours", "overlap", 0.5), f"is 0.5, below {verify.INT8_NEIGHBOURS}"),
         (vectors(lambda given: given[:2]), "for 3 texts"),
         (vectors(lambda given: [given[0]] * 3), "the same vector for different texts"),
         (vectors(lambda given: [*given[:2], given[2][::-1]]), "another vector alone than in a batch"),
@@ -507,7 +512,7 @@ def test_an_image_that_does_not_pass_is_not_pushed(pipeline: Pipeline, server: S
     with altered(server, quality("int8", "mean", 0.9)) as url:
         failed, output = pipeline.run(SERVER=url)
     assert failed == "check"
-    assert "INT8's mean cosine is 0.9, below 0.98" in output
+    assert f"INT8's mean cosine is 0.9, below {verify.INT8_COSINE['mean']}" in output
     assert "the log of the container" in output
     assert not pipeline.called("docker push")
 

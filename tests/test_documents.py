@@ -118,7 +118,7 @@ def lines(name: str) -> list[str]:
 
 def test_app_never_imports_what_only_the_build_has() -> None:
     """The whole server, imported, has brought nothing of build/, torch, transformers, onnx or the hub along."""
-    heavy = {"build", "torch", "transformers", "sentence_transformers", "onnx", "huggingface_hub"}
+    heavy = {"build", "torch", "transformers", "sentence_transformers", "onnx", "matplotlib", "huggingface_hub"}
     code = "import sys, app.worker, app; print(*{name.split('.')[0] for name in sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert heavy & set(run.stdout.split()) == set()

@@ -1,6 +1,7 @@
 """What operators ask."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 from flask.testing import FlaskClient
@@ -25,11 +26,23 @@ def test_about(client: FlaskClient, tiny_model: Path) -> None:
     model = body["model"]
     assert (model["id"], model["revision"], model["precision"]) == ("tiny", None, "int8")
     assert (model["dimension"], model["max_positions"]) == (32, 128)
+    assert model["recipe"] == json.loads((tiny_model / "manifest.json").read_text())["recipe"]
     assert (model["stand_in"], model["warning"]) == (False, None)
     assert body["limits"] == {"max_texts": 8, "max_body_bytes": 20_000}
     assert body["quality"]["int8"]["mean"] > 0.98
+    assert body["quality"]["retrieval"]["queries"] == body["quality"]["pairs"]["texts"] == 1000
+    assert 0 < body["quality"]["neighbours"]["overlap"] <= 1
     assert isinstance(body["cpu"]["vnni"], bool)
     assert body["links"]["docs"] == "/docs"
+
+
+def test_the_recipe_is_of_the_file_that_is_served(tiny_model: Path) -> None:
+    """GET / says how INT8 was quantized where INT8 is served, and nothing with FP32."""
+    for file, recipe in (("model_int8.onnx", "INT8 weights"), ("model_fp32.onnx", "")):
+        artifact = open_encoder(tiny_model, file).artifact
+        artifact = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, recipe="INT8 weights"))
+        app = create_app(Settings(model_dir=tiny_model, max_length=64), Encoder.load(artifact, max_length=64))
+        assert app.test_client().get("/").get_json()["model"]["recipe"] == recipe
 
 
 def test_ready_only_after_the_golden_vector(tiny_model: Path) -> None:

@@ -26,6 +26,7 @@ def about() -> Response:
                 "stand_in": manifest.stand_in,
                 "warning": manifest.warning,
                 "precision": artifact.precision,
+                "recipe": manifest.recipe if artifact.precision == "int8" else "",
                 "dimension": manifest.dimension,
                 "pooling": manifest.pooling,
                 "normalize": manifest.normalize,

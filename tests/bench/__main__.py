@@ -156,7 +156,11 @@ def print_sizes(manifest: Manifest) -> None:
         ("pairwise_difference", "mean difference of similarities"),
     ):
         print(f"| {label} | {quality['fp32'][key]:.5f} | {quality['int8'][key]:.5f} |")
-    print()
+    retrieval, neighbours = quality["retrieval"], quality["neighbours"]
+    print(
+        f"| translations found first, of {retrieval['queries']} | {retrieval['reference']:.3f} | {retrieval['int8']:.3f} |"
+    )
+    print(f"| of a text's {neighbours['nearest']} nearest, the same | 1 | {neighbours['overlap']:.3f} |\n")
 
 
 if __name__ == "__main__":

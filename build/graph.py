@@ -1,0 +1,320 @@
+"""The one-text graph of INT8, written node by node: FP32 weights + quantized linear layers -> ONNX.
+
+Written rather than transformed, so that every node is there for a reason, the same input gives
+the same bytes, and a layer can be quantized in the way that it needs. docs/quantization.md says
+which forms were tried and what each node costs.
+
+No Softmax: ONNX Runtime's adds its terms in another order with AVX-512 than with AVX2. Every node
+used here gives the same bits on both, and the integer sums do not overflow on either (see
+build/rounding.py), so a text's vector is the same, bit for bit, on every x86-64 CPU.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+IR_VERSION = 10
+LINEARS = ("qkv", "attention_out", "feed_forward_in", "feed_forward_out")
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer y = x @ weight + bias, (seq, inputs) -> (seq, outputs), weight (inputs, outputs)."""
+
+    weight: Floats
+    bias: Floats
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """The same in INT8: y = q(rotate(x * smooth)) @ (weight * scale) + bias + x[:, outliers] @ outlier_weight.
+
+    weight: (inputs, outputs) int8. scale: (outputs,) float32. bias: (outputs,).
+    smooth: (inputs,) or None for 1; 0 for the outliers. outliers: (k,) int64, computed in FP32.
+    rotation: length of the blocks of inputs that are rotated by a Hadamard matrix, 1 for none.
+    per_token: q takes a scale for each token, not one for the text.
+    """
+
+    weight: NDArray[np.int8]
+    scale: Floats
+    bias: Floats
+    smooth: Floats | None
+    outliers: NDArray[np.int64]
+    outlier_weight: Floats
+    rotation: int = 1
+    per_token: bool = False
+
+
+@dataclass(frozen=True)
+class Norm:
+    scale: Floats
+    bias: Floats
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """The word embeddings (rows, hidden) as int8: value = code * step.
+
+    step: one for all of it, float32 (), or one for each row, (rows, 1).
+    """
+
+    codes: NDArray[np.int8]
+    step: Floats
+
+    def rows(self, ids: NDArray[np.int64]) -> "Table":
+        """The table of these words alone."""
+        return Table(self.codes[ids], self.step[ids] if self.step.ndim else self.step)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What model_fp32.onnx holds.
+
+    words: (vocabulary, hidden). positions: (max positions, hidden). linears and norms by name,
+    such as `layers.0.qkv` and `layers.0.attention_norm`. prompt: the model's default one.
+    """
+
+    words: Floats
+    positions: Floats
+    linears: dict[str, Linear]
+    norms: dict[str, Norm]
+    layers: int
+    heads: int
+    pooling: str
+    normalize: bool
+    prompt: str
+
+    @property
+    def hidden(self) -> int:
+        return int(self.words.shape[1])
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+def read(path: Path) -> Network:
+    """Read what build/export_onnx.py wrote; tensors are found through the nodes, which carry the modules' names."""
+    model = onnx.load(path)
+    tensors = {item.name: item for item in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Identity" and node.input[0] in tensors:  # the exporter keeps equal tensors once
+            tensors[node.output[0]] = tensors[node.input[0]]
+    facts = {item.key: item.value for item in model.metadata_props}
+
+    def tensor(node: Any, index: int) -> Floats:
+        array: Floats = numpy_helper.to_array(tensors[node.input[index]])
+        return array
+
+    weights: dict[str, Floats] = {}
+    biases: dict[str, Floats] = {}
+    norms: dict[str, Norm] = {}
+    embeddings: dict[str, Floats] = {}
+    for node in model.graph.node:
+        module = node.name.strip("/").replace("/", ".").rpartition(".")[0]
+        is_linear = module.rpartition(".")[2] in LINEARS
+        if node.op_type == "MatMul" and is_linear:
+            weights[module] = tensor(node, 1)
+        elif node.op_type == "Add" and is_linear:
+            biases[module] = tensor(node, 1 if node.input[1] in tensors else 0)
+        elif node.op_type == "LayerNormalization":
+            epsilon = next(item.f for item in node.attribute if item.name == "epsilon")
+            norms[module] = Norm(tensor(node, 1), tensor(node, 2), epsilon)
+        elif node.op_type in ("Gather", "Slice") and node.input[0] in tensors:
+            embeddings.setdefault(node.op_type, tensor(node, 0))
+    return Network(
+        words=embeddings["Gather"],
+        positions=embeddings["Slice"],
+        linears={name: Linear(weight, biases[name]) for name, weight in weights.items()},
+        norms=norms,
+        layers=len(weights) // len(LINEARS),
+        heads=int(facts["heads"]),
+        pooling=facts["pooling"],
+        normalize=facts["normalize"] == "True",
+        prompt=facts["prompt"],
+    )
+
+
+def write(
+    network: Network,
+    table: Table | Floats,
+    linears: Mapping[str, Linear | QuantizedLinear],
+    metadata: Mapping[str, str] | None = None,
+    show_inputs: bool = False,
+) -> onnx.ModelProto:
+    """The graph `input_ids (seq,) int64` -> `embedding (hidden,) float32`.
+
+    table: in INT8, or in FP32 to measure the rest alone. linears: by name, each in INT8 or in FP32.
+    show_inputs: make each linear layer's input an output, by the layer's name, (seq, inputs).
+    """
+    graph = _Graph(network)
+    graph.embed(table)
+    inputs = {}
+    for index in range(network.layers):
+        for name, tensor in graph.layer(f"layers.{index}", linears):
+            inputs[name] = tensor
+    graph.pool()
+    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [network.hidden])]
+    if show_inputs:
+        for name, tensor in inputs.items():
+            graph.node("Identity", [tensor], name)
+            outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["seq", None]))
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "one-text",
+            [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["seq"])],
+            outputs,
+            [numpy_helper.from_array(array, name) for name, array in graph.tensors.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+        ir_version=IR_VERSION,
+        producer_name="build.quantize",
+    )
+    helper.set_model_props(model, dict(metadata or {}))
+    return model
+
+
+def hadamard(length: int) -> Floats:
+    """The Hadamard matrix of a power of two, scaled to be orthogonal; it is its own inverse."""
+    matrix = np.ones((1, 1))
+    while len(matrix) < length:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    scaled: Floats = (matrix / np.sqrt(length)).astype(np.float32)
+    return scaled
+
+
+class _Graph:
+    """Nodes and tensors as they come; `x` is the tensor with the hidden states, (seq, hidden)."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: dict[str, NDArray[Any]] = {}
+        self.x = ""
+
+    def constant(self, name: str, array: NDArray[Any]) -> str:
+        self.tensors[name] = array
+        return name
+
+    def node(self, operator: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, domain=domain, **attributes))
+        return output
+
+    def embed(self, table: Table | Floats) -> None:
+        if isinstance(table, Table):
+            self.constant("words", table.codes)
+            self.node("Gather", ["words", "input_ids"], "word_codes")
+            self.node("Cast", ["word_codes"], "word_floats", to=TensorProto.FLOAT)
+            step = self.constant("words.step", table.step)
+            if table.step.ndim:
+                step = self.node("Gather", [step, "input_ids"], "word_steps")
+            self.node("Mul", ["word_floats", step], "word_rows")
+        else:
+            self.node("Gather", [self.constant("words", table), "input_ids"], "word_rows")
+        self.constant("positions", self.network.positions)
+        self.constant("first", np.array([0]))  # the axis of the tokens, and where positions start
+        self.node("Shape", ["input_ids"], "length")
+        self.node("Slice", ["positions", "first", "length", "first"], "position_rows")
+        self.node("Add", ["word_rows", "position_rows"], "rows")
+        self.norm("rows", "embedding_norm")
+
+    def norm(self, tensor: str, name: str) -> None:
+        norm = self.network.norms[name]
+        scale, bias = self.constant(f"{name}.scale", norm.scale), self.constant(f"{name}.bias", norm.bias)
+        self.x = self.node("LayerNormalization", [tensor, scale, bias], name, axis=-1, epsilon=norm.epsilon)
+
+    def layer(self, name: str, linears: Mapping[str, Linear | QuantizedLinear]) -> list[tuple[str, str]]:
+        """Attention and feed-forward; returns (linear layer's name, its input)."""
+        qkv, attention_out, feed_forward_in, feed_forward_out = (f"{name}.{linear}" for linear in LINEARS)
+        inputs = [(qkv, self.x)]
+        context = self.attend(name, self.linear(qkv, self.x, linears[qkv]))
+        inputs.append((attention_out, context))
+        y = self.linear(attention_out, context, linears[attention_out])
+        self.norm(self.node("Add", [self.x, y], f"{name}.attended"), f"{name}.attention_norm")
+        inputs.append((feed_forward_in, self.x))
+        y = self.linear(feed_forward_in, self.x, linears[feed_forward_in])
+        activated = self.node("Gelu", [y], f"{name}.gelu", MICROSOFT)
+        inputs.append((feed_forward_out, activated))
+        y = self.linear(feed_forward_out, activated, linears[feed_forward_out])
+        self.norm(self.node("Add", [self.x, y], f"{name}.fed"), f"{name}.feed_forward_norm")
+        return inputs
+
+    def attend(self, name: str, qkv: str) -> str:
+        """(seq, 3 x hidden) -> (seq, hidden): softmax(Q K^T) V, where 1/sqrt(head dimension) is in Q's weights."""
+        network = self.network
+        self.constant("qkv_shape", np.array([-1, 3, network.heads, network.head_dim]))
+        self.constant("context_shape", np.array([-1, network.hidden]))
+        self.constant("thirds", np.array([1, 1, 1]))
+        self.constant("last", np.array([-1]))
+        split = self.node("Reshape", [qkv, "qkv_shape"], f"{name}.split")
+        split = self.node("Transpose", [split], f"{name}.heads", perm=[1, 2, 0, 3])  # (3, heads, seq, head_dim)
+        q, k, v = f"{name}.q", f"{name}.k", f"{name}.v"
+        self.nodes.append(helper.make_node("Split", [split, "thirds"], [q, k, v], name=q, axis=0))
+        scores = self.node("FusedMatMul", [q, k], f"{name}.scores", MICROSOFT, transB=1)
+        # softmax, in a form whose bits do not depend on the CPU
+        highest = self.node("ReduceMax", [scores], f"{name}.highest", axes=[-1], keepdims=1)
+        powers = self.node("Exp", [self.node("Sub", [scores, highest], f"{name}.shifted")], f"{name}.powers")
+        total = self.node("ReduceSum", [powers, "last"], f"{name}.total", keepdims=1)
+        weights = self.node("Div", [powers, total], f"{name}.weights")
+        context = self.node("MatMul", [weights, v], f"{name}.context")  # (1, heads, seq, head_dim)
+        context = self.node("Transpose", [context], f"{name}.joined", perm=[2, 0, 1, 3])
+        return self.node("Reshape", [context, "context_shape"], f"{name}.flat")
+
+    def linear(self, name: str, x: str, linear: Linear | QuantizedLinear) -> str:
+        bias = self.constant(f"{name}.bias", linear.bias)
+        weight = self.constant(f"{name}.weight", linear.weight)
+        if isinstance(linear, Linear):
+            return self.node("Gemm", [x, weight, bias], f"{name}.y")
+        scale = self.constant(f"{name}.scale", linear.scale)
+        codes = x
+        if linear.smooth is not None:
+            codes = self.node("Mul", [x, self.constant(f"{name}.smooth", linear.smooth)], f"{name}.smoothed")
+        if linear.per_token:
+            size = self.node("Abs", [codes], f"{name}.size")
+            largest = self.node("ReduceMax", [size], f"{name}.largest", axes=[1], keepdims=1)
+            codes = self.node("Div", [codes, largest], f"{name}.per_token")
+        if linear.rotation > 1:
+            matrix = self.constant(f"hadamard_{linear.rotation}", hadamard(linear.rotation))
+            blocks = self.constant(f"blocks_{linear.rotation}", np.array([-1, linear.rotation]))
+            inputs = self.constant(f"{name}.inputs", np.array([-1, len(linear.weight)]))
+            codes = self.node("Reshape", [codes, blocks], f"{name}.blocks")
+            codes = self.node("MatMul", [codes, matrix], f"{name}.rotated")
+            codes = self.node("Reshape", [codes, inputs], f"{name}.whole")
+        quantized = [codes, weight, scale]
+        if linear.per_token:
+            y = self.node("DynamicQuantizeMatMul", quantized, f"{name}.scaled", MICROSOFT)
+            y = self.node("Mul", [y, largest], f"{name}.unscaled")
+            y = self.node("Add", [y, bias], f"{name}.y")
+        else:
+            y = self.node("DynamicQuantizeMatMul", [*quantized, "", bias], f"{name}.y", MICROSOFT)
+        if len(linear.outliers):
+            columns = self.constant(f"{name}.outliers", linear.outliers)
+            largest_columns = self.node("Gather", [x, columns], f"{name}.outlier_inputs", axis=1)
+            outlier_weight = self.constant(f"{name}.outlier_weight", linear.outlier_weight)
+            y = self.node("Gemm", [largest_columns, outlier_weight, y], f"{name}.with_outliers")
+        return y
+
+    def pool(self) -> None:
+        pooling, normalize = self.network.pooling, self.network.normalize
+        output = "pooled" if normalize else "embedding"
+        if pooling == "mean":
+            self.node("ReduceMean", [self.x], output, axes=[0], keepdims=0)
+        else:
+            self.node("Gather", [self.x, self.constant("cls", np.array(0))], output, axis=0)
+        if normalize:
+            # as torch.nn.functional.normalize does, for a vector of zeros, too
+            length = self.node("ReduceL2", ["pooled"], "norm", keepdims=1)
+            limit = self.constant("least_norm", np.array(1e-12, np.float32))
+            self.node("Div", ["pooled", self.node("Max", [length, limit], "divisor")], "embedding")
