@@ -10,6 +10,8 @@ EFFORT ?=
 PRECISION ?=
 PYTHON_IMAGE ?=
 IMAGE ?= embedding-api
+# FOLDER=SOURCE of each model to compare recipes on
+RECIPES ?= model=stand-in
 # Another program than Docker: what it must understand is in tests/image/container.py.
 CONTAINER_BUILD ?= docker build
 # PyTorch's own index of CPU builds, beside the package index that pip is set up with.
@@ -27,7 +29,7 @@ image_args := $(foreach name,MODEL REVISION EFFORT PRECISION PYTHON_IMAGE TORCH_
 
 # pip must not run twice at once in one environment
 .NOTPARALLEL:
-.PHONY: run test model image image-check image-size image-start sbom audit bench lint format lock clean
+.PHONY: run test model image image-check image-size image-start sbom audit bench recipes lint format lock clean
 
 # A sealed model folder is served as it is, whatever model it holds.
 run: $(venv)/.runtime $(venv)/.build
@@ -59,6 +61,10 @@ audit:
 
 bench: $(venv)/.runtime $(venv)/.build $(venv)/.test
 	$(bin)/python -m tests.bench
+
+# The tables of docs/quantization.md: every recipe that was tried, on two models.
+recipes: $(venv)/.runtime $(venv)/.build $(venv)/.test
+	$(bin)/python -m tests.bench.recipes $(RECIPES)
 
 lint: $(venv)/.runtime $(venv)/.build $(venv)/.test
 	$(black) --check --quiet .

@@ -6,7 +6,7 @@ which forms were tried and what each node costs.
 
 No Softmax: ONNX Runtime's adds its terms in another order with AVX-512 than with AVX2. Every node
 used here gives the same bits on both, and the integer sums do not overflow on either (see
-build/rounding.py), so a text's vector is the same, bit for bit, on every x86-64 CPU.
+build/rounding.py), so a text's vector is the same, bit for bit, on every x86-64 CPU that has AVX2.
 """
 
 from collections.abc import Mapping

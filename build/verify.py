@@ -36,8 +36,8 @@ from build.source import Source
 from build.texts import pairs, proof
 
 GOLDEN_TEXT = "動的計画法は、問題を小さな部分問題に分けて解く。Dynamic programming, 2026."
-# How near another CPU's vector must come. On x86-64 it is the same, bit for bit (see build/graph.py);
-# elsewhere float sums may be ordered in another way, which flips roundings of the activations.
+# How near another CPU's vector must come. On x86-64 with AVX2 it is the same, bit for bit (see
+# build/graph.py); elsewhere float sums may be ordered in another way, which flips roundings of the activations.
 GOLDEN_MIN_COSINE = {FP32: 0.99999, INT8: 0.999}
 # The gate: a little under what both models reach that it was made with (docs/quantization.md), since
 # elsewhere a few weights may be rounded in another way. The overlap depends on how close to each

@@ -157,9 +157,8 @@ def print_sizes(manifest: Manifest) -> None:
     ):
         print(f"| {label} | {quality['fp32'][key]:.5f} | {quality['int8'][key]:.5f} |")
     retrieval, neighbours = quality["retrieval"], quality["neighbours"]
-    print(
-        f"| translations found first, of {retrieval['queries']} | {retrieval['reference']:.3f} | {retrieval['int8']:.3f} |"
-    )
+    found = [f"{retrieval[side]:.3f}" for side in ("reference", "int8")]
+    print(f"| translations found first, of {retrieval['queries']} | {' | '.join(found)} |")
     print(f"| of a text's {neighbours['nearest']} nearest, the same | 1 | {neighbours['overlap']:.3f} |\n")
 
 

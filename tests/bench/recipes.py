@@ -45,8 +45,8 @@ from build.texts import calibration, pairs, proof
 from tests.conftest import ROOT
 from tests.older_cpu import Unavailable, environment
 
-# A process may be lucky with its memory's layout, and one of its models more than another: some
-# 5 % of the time. So there are several, each opening the models in another order.
+# The same file is faster in one process than in another, why is not known. So there are several
+# processes, each opening the models in another order.
 PROCESSES = 3
 ROUNDS = 5
 SHORT_TEXTS = 24
@@ -189,6 +189,12 @@ def built(network: Network, folder: Path, source: str, scratch: Path) -> Iterato
             linears[layer] = quantize._quantized(linear, folded_seen[layer], form, SMOOTHING[kind], free)
         yield one(label, name, graph.write(folded, table, linears))
 
+    unsmoothed = {
+        layer: with_outliers_alone(linear, seen[layer], FORMS[quantize._kind(layer)][-1].outliers)
+        for layer, linear in network.linears.items()
+    }
+    yield one("to compare: outlier channels, no smoothing", "unsmoothed", graph.write(network, table, unsmoothed))
+
     final = onnx.load(file)
     yield Recipe("**the file: what the search chose**", file)
     exact_out = {
@@ -249,6 +255,16 @@ def limited(form: Form, only: Form) -> Form:
         rotated=form.rotated and only.rotated,
         per_token=form.per_token and only.per_token,
     )
+
+
+def with_outliers_alone(linear: Linear, inputs: quantize.Inputs, outliers: int) -> QuantizedLinear:
+    """GPTQ and outlier channels; the only factors are 1 and, for the outliers, 0."""
+    made = quantize._quantized(linear, inputs, Form(outliers=outliers), 0, free=True)
+    if not outliers:
+        return made
+    smooth = np.ones(len(linear.weight), np.float32)
+    smooth[made.outliers] = 0
+    return replace(made, smooth=smooth)
 
 
 def rounded_to_nearest(linear: Linear) -> QuantizedLinear:
