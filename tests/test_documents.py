@@ -10,6 +10,7 @@ import yaml
 
 from app.routes import native, ops
 from app.settings import Settings
+from build import verify
 from build.source import DEFAULT_MODEL
 from tests.conftest import ROOT
 
@@ -98,6 +99,23 @@ def test_the_two_readmes_have_the_same_parts() -> None:
         ]
         assert figures[0] == figures[1]
         assert len(figures[0]) > 10
+
+
+def test_the_readmes_tell_the_gate() -> None:
+    """The figures of build/verify.py, in the order of the table."""
+    gate = [verify.INT8_COSINE["mean"], verify.INT8_COSINE["p1"], verify.FP32_MIN_COSINE, verify.INT8_COSINE["min"]]
+    gate += [verify.INT8_PAIRWISE_DIFFERENCE, verify.INT8_RETRIEVAL_LOSS, verify.INT8_NEIGHBOURS]
+    for readme in READMES:
+        table = (ROOT / readme).read_text().split("\n| | FP32 | INT8 |\n")[1].split("\n\n")[0]
+        cells = [cell for row in table.splitlines()[1:] for cell in row.strip("| ").split("|")[1:]]
+        assert [float(cell) for cell in cells if cell.strip()] == gate, readme
+
+
+def test_pictures_are_there() -> None:
+    """Every image and every file that a README links to is in the repository."""
+    for readme in READMES:
+        for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / readme).read_text()):
+            assert (ROOT / link).exists(), (readme, link)
 
 
 @pytest.mark.parametrize("name", ["runtime", "build", "test", "sdist", "audit"])

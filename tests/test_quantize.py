@@ -1,5 +1,6 @@
 """INT8: the rounding, the forms of a linear layer, the search, and the same bits on every CPU."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -190,8 +191,13 @@ def test_another_effort_builds_again(
 
 def test_the_same_bits_on_a_cpu_without_vnni(full_size_model: Path, tmp_path: Path) -> None:
     """The server's encoder gives the same floats with the kernels of a CPU that has AVX2 alone."""
+    try:
+        older = older_cpu.environment()
+    except older_cpu.Unavailable as error:
+        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up(str(error))
     vectors, paths = [], []
-    for name, environment in (("here", None), ("older", older_cpu.environment())):
+    for name, environment in (("here", None), ("older", older)):
         out = tmp_path / f"{name}.npy"
         command = [sys.executable, "-c", ENCODE, str(full_size_model), str(out)]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
