@@ -19,6 +19,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from build import BuildError
+
 OPSET = 17
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 IR_VERSION = 10
@@ -105,13 +107,19 @@ class Network:
 
 
 def read(path: Path) -> Network:
-    """Read what build/export_onnx.py wrote; tensors are found through the nodes, which carry the modules' names."""
+    """Read what build/export_onnx.py wrote; tensors are found through the nodes, which carry the modules' names.
+
+    Raises:
+        BuildError: it was written by an older version.
+    """
     model = onnx.load(path)
     tensors = {item.name: item for item in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Identity" and node.input[0] in tensors:  # the exporter keeps equal tensors once
             tensors[node.output[0]] = tensors[node.input[0]]
     facts = {item.key: item.value for item in model.metadata_props}
+    if "heads" not in facts:
+        raise BuildError(f"{path} was made by an older version: run python -m build.export_onnx --out {path.parent}.")
 
     def tensor(node: Any, index: int) -> Floats:
         array: Floats = numpy_helper.to_array(tensors[node.input[index]])

@@ -15,9 +15,8 @@ calibration texts of build/texts/, which the proof does not use.
     python -m build.quantize [--out DIR] [--effort fast|default|best]
 """
 
-import hashlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +32,7 @@ from build.export_onnx import FP32, TOKENIZER
 from build.graph import Floats, Linear, Network, QuantizedLinear, Table
 from build.rounding import rounded
 from build.similarity import cosines, unit
-from build.texts import calibration
+from build.texts import calibration, calibration_sha256
 
 INT8 = "model_int8.onnx"
 CALIBRATION_TOKENS = 256  # as the server's MAX_LENGTH: of pages cut at 128 the outliers of long texts are not seen
@@ -47,11 +46,11 @@ MAX_MEAN_LOSS_OF_SPREAD = 1.3e-3
 MAX_P99_LOSS = 7e-4
 
 # The steps of the table of words to try, as multiples of the finest one that maps the largest
-# value to 127, and what the table alone may cost in mean cosine. A coarser step has fewer values,
+# value to 127, and the share of the allowed loss that the table may take. A coarser step has fewer values,
 # which pack better: on the stand-in 1.5 into 58 MB at a loss of 0.8e-4, 2 into 54 MB at 1.2e-4, 2.5 into
 # 51 MB at 1.8e-4. Where none will do each word gets a step of its own.
 TABLE_STEPS = (3.0, 2.75, 2.5, 2.25, 2.0, 1.75, 1.5, 1.25, 1.0)
-TABLE_LOSS = 1.55e-4
+TABLE_SHARE = 0.55
 
 ROTATION = 32  # the longest block; a power of two that divides the inputs
 
@@ -96,7 +95,8 @@ MAX_OUTLIERS = 1 / 8  # of the inputs
 class Inputs:
     """What a linear layer's inputs x are like on the calibration texts, each text weighing the same.
 
-    peaks: (inputs,) the largest |x|. moments: (inputs, inputs) the mean of x^T x.
+    peaks: (inputs,) the largest |x|, before it was smoothed and rotated. moments: (inputs, inputs)
+    the mean of x^T x.
     """
 
     peaks: Floats
@@ -120,12 +120,12 @@ def quantize(out: Path, effort: str = "default") -> str:
     bench = _Bench(network, ids if effort == "best" else ids[::SEARCH_EVERY])
     table, table_name = _table(bench)
     network, inputs = _folded(network, _inputs(network, ids))
-    choice = _Search(network, inputs, table, bench).run(effort)
-    recipe = _recipe(choice.forms, table_name)
+    choice = _Search(network, inputs, table.rows(bench.words), bench).run(effort)
+    recipe = _recipe(choice.linears, table_name)
     metadata = {
         "recipe": recipe,
         "effort": effort,
-        "calibration_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+        "calibration_sha256": calibration_sha256(),
         "tools": ", ".join(f"{name} {version(name)}" for name in ("onnx", "onnxruntime", "numpy", "tokenizers")),
     }
     model = graph.write(network, table, choice.linears, metadata)
@@ -162,13 +162,14 @@ class _Bench:
         self.ids = np.split(inverse.astype(np.int64), np.cumsum([len(item) for item in ids])[:-1])
         self.network = network
         self.reference = self._embed(graph.write(network, network.words[self.words], network.linears))
-        self.spread = 1 - float(np.sum(unit(self.reference).mean(0) ** 2))
+        spread = 1 - float(np.sum(unit(self.reference).mean(0) ** 2))
+        self.allowed_loss = min(MAX_MEAN_LOSS, MAX_MEAN_LOSS_OF_SPREAD * spread)
 
     def losses(
-        self, network: Network, table: Table | Floats, linears: Mapping[str, Linear | QuantizedLinear]
+        self, network: Network, table: Table, linears: Mapping[str, Linear | QuantizedLinear]
     ) -> NDArray[np.float64]:
-        rows: Table | Floats = table if isinstance(table, np.ndarray) else table.rows(self.words)
-        return 1 - cosines(self._embed(graph.write(network, rows, linears)), self.reference)
+        """table: of self.words."""
+        return 1 - cosines(self._embed(graph.write(network, table, linears)), self.reference)
 
     def _embed(self, model: onnx.ModelProto) -> Floats:
         session = _session(model)
@@ -182,13 +183,14 @@ def _session(model: onnx.ModelProto) -> ort.InferenceSession:
 
 
 def _table(bench: _Bench) -> tuple[Table, str]:
-    """The coarsest table that costs at most TABLE_LOSS, or the finest; and what to call it."""
+    """The coarsest table that costs at most its share of the allowed loss, or the finest; and what to call it."""
     words = bench.network.words
     finest = max(float(np.abs(words).max()), 1e-12) / 127
     for multiple in TABLE_STEPS:
-        table = _coded(words, np.array(finest * multiple, np.float32))
-        if bench.losses(bench.network, table, bench.network.linears).mean() <= TABLE_LOSS:
-            return table, f"one step, {multiple:g} x the finest"
+        step = np.array(finest * multiple, np.float32)
+        losses = bench.losses(bench.network, _coded(words[bench.words], step), bench.network.linears)
+        if losses.mean() <= TABLE_SHARE * bench.allowed_loss:
+            return _coded(words, step), f"one step, {multiple:g} x the finest"
     return _coded(words, np.maximum(np.abs(words).max(1, keepdims=True), 1e-12) / 127), "a step for each word"
 
 
@@ -252,7 +254,9 @@ class _Search:
             return self._walk(exact, steps, wanted=True)
         # up to FP32, what helps most for what it costs first
         steps = self._steps(exact, {kind: (form,) for kind, form in IN_FP32.items()})
-        return self._walk(exact, steps, wanted=False)
+        everything = self._choice({name: IN_FP32[_kind(name)] for name in exact.forms})
+        # where even that is not enough the table is to blame, and FP32 would only be slower
+        return self._walk(exact, steps, wanted=False) if self._enough(everything) else exact
 
     def _tune(self) -> None:
         """Of SMOOTHINGS take the one that is best for all layers of a kind."""
@@ -263,6 +267,7 @@ class _Search:
             for smoothing in SMOOTHINGS:
                 self._smoothing[kind] = smoothing
                 losses[smoothing] = float(self._choice(self._most_exact()).losses.mean())
+            self._made.clear()  # all but one of each are not needed any more
             self._smoothing[kind] = min(SMOOTHINGS, key=losses.__getitem__)
 
     def _most_exact(self) -> dict[str, Form]:
@@ -299,8 +304,8 @@ class _Search:
         return taken(low)
 
     def _enough(self, choice: "_Choice") -> bool:
-        mean, p99 = choice.losses.mean(), np.percentile(choice.losses, 99)
-        return bool(mean <= min(MAX_MEAN_LOSS, MAX_MEAN_LOSS_OF_SPREAD * self._bench.spread) and p99 <= MAX_P99_LOSS)
+        losses = choice.losses
+        return bool(losses.mean() <= self._bench.allowed_loss and np.percentile(losses, 99) <= MAX_P99_LOSS)
 
     def _choice(self, forms: Mapping[str, Form]) -> "_Choice":
         linears = {name: self._linear(name, form) for name, form in forms.items()}
@@ -331,7 +336,8 @@ def _kind(name: str) -> str:
 
 
 def _quantized(linear: Linear, inputs: Inputs, form: Form, smoothing: float, free: bool) -> QuantizedLinear:
-    """A linear layer in a form. free: its input is smoothed and rotated already."""
+    """A linear layer in a form. free: its input is smoothed and rotated already, so its peaks are not known."""
+    assert not (free and form.outliers)
     size = len(linear.weight)
     divisor = np.ones(size, np.float32) if free else _divisor(linear.weight, inputs.peaks, smoothing)
     smooth = np.reciprocal(divisor)
@@ -380,18 +386,16 @@ def _rotated(x: Floats, block: int) -> Floats:
     return rotated
 
 
-def _recipe(forms: Mapping[str, Form], table_name: str) -> str:
+def _recipe(linears: Mapping[str, Linear | QuantizedLinear], table_name: str) -> str:
     """A line that says how a model was quantized."""
-
-    def count(some: Iterable[bool]) -> int:
-        return sum(some)
-
-    values = list(forms.values())
+    int8 = [linear for linear in linears.values() if isinstance(linear, QuantizedLinear)]
+    outliers = sum(len(linear.outliers) > 0 for linear in int8)
+    rotated = sum(linear.rotation > 1 for linear in int8)
+    per_token = sum(linear.per_token for linear in int8)
     return (
-        f"GPTQ under the pair rule, smoothing; of {len(values)} linear layers "
-        f"{count(form.outliers > 0 for form in values)} have outlier channels in FP32, "
-        f"{count(form.rotated for form in values)} are rotated, {count(form.per_token for form in values)} have a "
-        f"scale for each token, {count(form.fp32 for form in values)} are in FP32; the words' table has {table_name}"
+        f"GPTQ under the pair rule, smoothing; of {len(linears)} linear layers {outliers} have outlier channels in "
+        f"FP32, {rotated} are rotated, {per_token} have a scale for each token, {len(linears) - len(int8)} are in "
+        f"FP32; the words' table has {table_name}"
     )
 
 

@@ -30,10 +30,10 @@ from app.errors import BootError
 from app.settings import Settings
 from build import BuildError, files, plots
 from build.export_onnx import FP32, Facts
-from build.quantize import INT8
+from build.quantize import INT8, effort_of
 from build.similarity import NEAREST, Matrix, cosines, neighbour_overlap, pairwise_difference, translation_accuracy
 from build.source import Source
-from build.texts import pairs, proof
+from build.texts import calibration_sha256, pairs, proof
 
 GOLDEN_TEXT = "動的計画法は、問題を小さな部分問題に分けて解く。Dynamic programming, 2026."
 # How near another CPU's vector must come. On x86-64 with AVX2 it is the same, bit for bit (see
@@ -119,6 +119,8 @@ def verify(
     plots.write(out, source.model, reference[:n], int8[:n], group_of, output.tokens[:n], limits)
     reasons = shortfalls(report)
     if reasons:
+        if effort_of(out) == "fast":
+            reasons.append("Another effort than fast keeps layers in FP32 where it is needed.")
         raise BuildError(f"The model falls short, see {out / REPORT}: {' '.join(reasons)}")
     manifest = replace(draft, golden=Golden(GOLDEN_TEXT, golden, GOLDEN_MIN_COSINE), quality=_summary(report))
     _write(out, MANIFEST, manifest.to_json())
@@ -155,6 +157,11 @@ def _draft(facts: Facts, source: Source, out: Path, build_key: str) -> Manifest:
     """The manifest as far as it is known before measuring; never written."""
     names = [name for file in (FP32, INT8) for name in (file, f"{file}.data")] + [TOKENIZER]
     int8 = {item.key: item.value for item in onnx.load(out / INT8, load_external_data=False).metadata_props}
+    if int8.get("calibration_sha256") != calibration_sha256():
+        raise BuildError(
+            f"{out / INT8} was quantized with other texts than those of build/texts/, so the proof might measure "
+            f"what it has seen: run python -m build.quantize --out {out}."
+        )
     packages = ("torch", "sentence-transformers", "transformers", "tokenizers", "onnx", "onnxruntime", "numpy")
     return Manifest(
         model=source.model,
@@ -173,7 +180,7 @@ def _draft(facts: Facts, source: Source, out: Path, build_key: str) -> Manifest:
         quality={},
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
         recipe=int8.get("recipe", ""),
-        calibration_sha256=int8.get("calibration_sha256", ""),
+        calibration_sha256=int8["calibration_sha256"],
         build_key=build_key,
     )
 

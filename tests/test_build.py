@@ -350,3 +350,14 @@ def step(name: str, *arguments: str, check: bool = True) -> subprocess.Completed
     )
     assert run.returncode == 0 or not check, run.stderr
     return run
+
+
+def test_the_proof_refuses_texts_that_quantization_may_have_seen(
+    tiny_source: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts that came since would move others from one half to the other."""
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(verify, "calibration_sha256", lambda: "of other texts")
+    model = export_onnx.load(tiny_source)
+    with pytest.raises(BuildError, match="was quantized with other texts than those of build/texts/"):
+        verify.verify(model, export_onnx.inspect(model), Source(tiny_source, "tiny"), tmp_path, "key")

@@ -258,7 +258,7 @@ def test_the_proof_alone_needs_the_other_steps(tiny_source: Path, tmp_path: Path
         text=True,
     )
     assert run.returncode == 1
-    assert run.stderr.startswith("error: The server would not load the model: ")
+    assert run.stderr.startswith("error: There is no ")
     assert "Traceback" not in run.stderr
     assert not (tmp_path / "model/manifest.json").exists()
 

@@ -16,6 +16,10 @@ def write(
     hidden_act: str = "gelu",
     include_prompt: bool = True,
     default_prompt_name: str | None = None,
+    hidden: int = 32,
+    heads: int = 4,
+    layers: int = 2,
+    feed_forward: int = 64,
 ) -> Path:
     """Write a folder of 2 layers, 32 dimensions, 128 positions; the options vary one thing each."""
     import torch
@@ -42,17 +46,20 @@ def write(
     config_class = {"BertModel": transformers.BertConfig, "RobertaModel": transformers.RobertaConfig}[architecture]
     config = config_class(
         vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=feed_forward,
         max_position_embeddings=128,
         hidden_act=hidden_act,
         initializer_range=0.2,  # so that random vectors differ
         pad_token_id=0,
     )
     getattr(transformers, architecture)(config, add_pooling_layer=False).save_pretrained(backbone)
-    modules: list[Any] = [Transformer(str(backbone)), Pooling(32, pooling_mode=pooling, include_prompt=include_prompt)]
+    modules: list[Any] = [
+        Transformer(str(backbone)),
+        Pooling(hidden, pooling_mode=pooling, include_prompt=include_prompt),
+    ]
     if normalize:
         modules.append(Normalize())
     SentenceTransformer(modules=modules, prompts=PROMPTS, default_prompt_name=default_prompt_name, device="cpu").save(

@@ -7,6 +7,7 @@ text a line: half of it is used for each. Blank lines are skipped, and do not co
 """
 
 import codecs
+import hashlib
 from pathlib import Path
 
 from build import BuildError
@@ -31,6 +32,12 @@ def calibration(folder: Path = FOLDER) -> dict[str, list[str]]:
         BuildError: a file is not UTF-8.
     """
     return {group: _half(lines, (0, 3)) for group, lines in texts(folder).items()}
+
+
+def calibration_sha256(folder: Path = FOLDER) -> str:
+    """Tells whether a file was quantized with these texts."""
+    texts = [text for lines in calibration(folder).values() for text in lines]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def proof(folder: Path = FOLDER) -> dict[str, list[str]]:

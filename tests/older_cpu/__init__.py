@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("older_cpu.c")
+CACHE = Path(__file__).parents[2] / ".cache"
 CPUID = b"\x0f\xa2"
 PATCHED = b"\x06\xa2"
 
@@ -45,10 +46,11 @@ def _prepared() -> Path:
     content = (package / library).read_bytes()
     # the package's path too, since symlinks lead there
     key = hashlib.sha256(hashlib.sha256(content).digest() + SOURCE.read_bytes() + bytes(package)).hexdigest()
-    folder = Path(tempfile.gettempdir(), f"older-cpu-{key[:16]}")
+    folder = CACHE / f"older-cpu-{key[:16]}"
     if folder.is_dir():
         return folder
 
+    CACHE.mkdir(exist_ok=True)
     for program in ("cc", "objdump"):
         if shutil.which(program) is None:
             raise Unavailable(f"An older CPU can't be imitated without {program}, which is not installed.")
