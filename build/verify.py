@@ -179,7 +179,7 @@ def _draft(facts: Facts, source: Source, out: Path, build_key: str) -> Manifest:
         golden=Golden("", {}, {}),
         quality={},
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
-        recipe=int8.get("recipe", ""),
+        recipe=int8["recipe"],
         calibration_sha256=int8["calibration_sha256"],
         build_key=build_key,
     )
