@@ -73,6 +73,9 @@ ARG EFFORT
 RUN --mount=type=secret,id=hf_token \
     HF_TOKEN_PATH=/run/secrets/hf_token /opt/venv/bin/python -m build.export_onnx --model "$MODEL" ${REVISION:+--revision "$REVISION"} \
     && /opt/venv/bin/python -m build.quantize --effort "$EFFORT"
+# Of the tokenizer only what the server reads: where its pieces are prepared, tokenizer.json is not.
+RUN mkdir served && cp -r model/tokenizer served/ \
+    && if [ -f served/tokenizer/pieces.npy ]; then rm served/tokenizer/tokenizer.json; fi
 
 
 FROM model AS verified
@@ -100,7 +103,7 @@ WORKDIR /srv
 COPY --from=runtime /opt/venv /opt/venv
 COPY --from=runtime /opt/bytecode /opt/bytecode
 COPY --from=model /src/model/model_${PRECISION}.onnx /src/model/model_${PRECISION}.onnx.data model/
-COPY --from=model /src/model/tokenizer model/tokenizer
+COPY --from=model /src/served/tokenizer model/tokenizer
 COPY --from=verified /src/model/manifest.json /src/model/report.json model/
 COPY --from=code /opt/bytecode /opt/bytecode
 COPY --from=code /srv /srv

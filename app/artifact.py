@@ -1,9 +1,11 @@
 """The model folder: its file names, its manifest, loading and checking it.
 
     model_int8.onnx  model_int8.onnx.data  model_fp32.onnx  model_fp32.onnx.data
-    tokenizer/tokenizer.json  report.json  speed.json  manifest.json
+    tokenizer/tokenizer.json  tokenizer/characters.json  tokenizer/pieces.npy
+    report.json  speed.json  manifest.json
 
-The build writes manifest.json last, so a folder without one is not whole.
+The build writes manifest.json last, so a folder without one is not whole. Where there are characters and pieces, the
+server reads these and not tokenizer.json, see app/tokenizer.py.
 """
 
 import dataclasses
@@ -20,6 +22,8 @@ MANIFEST = "manifest.json"
 REPORT = "report.json"
 SPEED = "speed.json"
 TOKENIZER = "tokenizer/tokenizer.json"
+CHARACTERS = "tokenizer/characters.json"
+PIECES = "tokenizer/pieces.npy"
 FORMAT = 2
 REMEDY = "run `make model`"
 
@@ -109,7 +113,10 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A checked model folder: the two files to open and their manifest."""
+    """A checked model folder: the two files to open and their manifest.
+
+    tokenizer_file: tokenizer.json, or characters.json with pieces.npy beside it.
+    """
 
     model_file: Path
     tokenizer_file: Path
@@ -130,13 +137,13 @@ class Artifact:
             raise BootError(f"Model folder not found: {model_dir} – {REMEDY} (or set MODEL_DIR).")
         model_file = model_dir / model_path
         tokenizer_file = model_dir / tokenizer_path
-        if tokenizer_file.suffix != ".json":
-            tokenizer_file = tokenizer_file / Path(TOKENIZER).name
-        if not tokenizer_file.is_file():
-            raise BootError(f"Tokenizer file not found: {tokenizer_file} – {REMEDY} (or set TOKENIZER_PATH).")
         if not model_file.is_file():
             raise BootError(f"Model file not found: {model_file} – {REMEDY} (or set MODEL_PATH).")
         manifest = Manifest.load(model_dir)
+        if tokenizer_file.suffix != ".json":
+            tokenizer_file /= Path(CHARACTERS if CHARACTERS in manifest.files else TOKENIZER).name
+        if not tokenizer_file.is_file():
+            raise BootError(f"Tokenizer file not found: {tokenizer_file} – {REMEDY} (or set TOKENIZER_PATH).")
         if model_file.name not in manifest.golden.vectors:
             known = ", ".join(manifest.golden.vectors)
             raise BootError(
@@ -152,7 +159,10 @@ class Artifact:
         Raises:
             BootError: a file is not the one that the manifest describes.
         """
-        _compare(self.tokenizer_file, TOKENIZER, self.manifest)
+        characters = self.tokenizer_file.name == Path(CHARACTERS).name
+        _compare(self.tokenizer_file, CHARACTERS if characters else TOKENIZER, self.manifest)
+        if characters:
+            _compare(self.tokenizer_file.with_name(Path(PIECES).name), PIECES, self.manifest)
         for file in (self.model_file, Path(f"{self.model_file}.data")):
             if file == self.model_file or file.name in self.manifest.files:
                 _compare(file, file.name, self.manifest)

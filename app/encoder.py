@@ -6,10 +6,8 @@ goes into padding. Parallelism comes from texts, not from inside one.
 
 import os
 
-# Both are read at import. The tokenizer's thread pool does not survive a fork, and one text
-# at a time has no use for it. onnxruntime (since 1.29) reports its use to its maker from a
-# thread of its own: nothing leaves this machine, and that thread breaks the exit after a fork.
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Read at import. onnxruntime (since 1.29) reports its use to its maker from a thread of its own:
+# nothing leaves this machine, and that thread breaks the exit after a fork.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import ctypes
@@ -23,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from app.artifact import Artifact
 from app.cache import TextCache
 from app.errors import BootError, InvalidRequest, NotReady, TextTooLong
 from app.slots import Slots
+from app.tokenizer import Tokenizer
 
 # Longer texts are tokenized piece by piece, and one at a time: the memory of it grows with the
 # piece, and some characters become 18 (NFKC of U+FDFA). 8 MiB of "a a a …" took 1,490 MB as one
@@ -95,7 +93,6 @@ class Encoder:
         # Why nothing is encoded; None once the golden text gave its golden vector here.
         self.problem: str | None = "The model is not open yet."
         self._tokenizer = tokenizer
-        self._prefix, self._suffix = _special_ids(tokenizer)
         self._cache: TextCache[_Entry] = TextCache(cache_size)
         self._slots: Slots[Ids, Vector] = Slots(slots, self._run)
         self._one_long_text = threading.Lock()
@@ -110,11 +107,9 @@ class Encoder:
             BootError: the tokenizer cannot be read, or max_length is over the model's limit.
         """
         try:
-            tokenizer = Tokenizer.from_file(str(artifact.tokenizer_file))
+            tokenizer = Tokenizer.load(artifact.tokenizer_file)
         except Exception as error:
             raise BootError(f"{artifact.tokenizer_file} cannot be read by tokenizers: {error}") from None
-        tokenizer.no_padding()
-        tokenizer.no_truncation()  # done here, where the true length is still known
         return cls(artifact, tokenizer, max_length=max_length, slots=slots, cache_size=cache_size)
 
     @property
@@ -216,7 +211,7 @@ class Encoder:
 
     def _tokenize(self, text: str, max_length: int) -> _Tokenized:
         with self._one_long_text if len(text) > PIECE_CHARACTERS else nullcontext():
-            room = max_length - len(self._prefix) - len(self._suffix)
+            room = max_length - len(self._tokenizer.prefix) - len(self._tokenizer.suffix)
             content: list[int] = []
             count = 0
             for piece in _pieces(text):
@@ -225,14 +220,13 @@ class Encoder:
                         f"A text has {len(piece)} characters without a space, "
                         f"over the limit of {MAX_PIECE_CHARACTERS}: split it into several."
                     )
-                # the batch form lets other threads run, and this one leaves out the offsets
-                ids = self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0].ids
+                ids = self._tokenizer(piece)
                 content += ids[: room - len(content)]
                 count += len(ids)
             if len(text) > TRIM_CHARACTERS:
                 _malloc_trim(0)
-        ids = self._prefix + content + self._suffix
-        return _Tokenized(np.array(ids, np.int64), len(self._prefix) + count + len(self._suffix))
+        ids = self._tokenizer.prefix + content + self._tokenizer.suffix
+        return _Tokenized(np.array(ids, np.int64), len(self._tokenizer.prefix) + count + len(self._tokenizer.suffix))
 
     def _run(self, ids: Ids) -> Vector:
         assert self._session is not None
@@ -247,15 +241,6 @@ def _pieces(text: str) -> list[str]:
         pieces.append(text[start : cut.start()])
         start = cut.start()
     return [*pieces, text[start:]]
-
-
-def _special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer puts before and after a text."""
-    encoding = tokenizer.encode("a")
-    mask = encoding.special_tokens_mask
-    first = mask.index(0) if 0 in mask else len(mask)
-    last = len(mask) - mask[::-1].index(0) if 0 in mask else len(mask)
-    return encoding.ids[:first], encoding.ids[last:]
 
 
 def _run(session: ort.InferenceSession, ids: Ids) -> Vector:

@@ -135,12 +135,12 @@ def _verify_alone(options: argparse.Namespace) -> None:
 
 
 def _export(source: Source, out: Path, bar: Any) -> tuple[Any, Any]:
-    from build import export_onnx
+    from build import export_onnx, pieces
 
     with _step("export", bar) as done:
         model = export_onnx.load(source.folder)
         facts = export_onnx.export(model, out)
-        done(_sizes(out, export_onnx.FP32, export_onnx.TOKENIZER))
+        done(_sizes(out, export_onnx.FP32, pieces.TOKENIZER))
     return model, facts
 
 
@@ -196,7 +196,7 @@ def build_key(model: str, revision: str | None, effort: str) -> str:
     """What a model folder is made from: the model asked for, the effort, this code, its packages, its texts."""
     digest = hashlib.sha256(json.dumps([_local(model), revision, effort]).encode())
     inputs = [path for pattern in ("*.py", "*.txt", "*.tsv") for path in (ROOT / "build").rglob(pattern)]
-    inputs += [ROOT / f"app/{name}.py" for name in ("artifact", "encoder", "settings", "slots")]
+    inputs += [ROOT / f"app/{name}.py" for name in ("artifact", "encoder", "settings", "slots", "tokenizer")]
     inputs += [ROOT / f"requirements/{name}.txt" for name in ("runtime", "build", "torch")]
     for path in sorted(inputs):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from build import BuildError, files
+from build import BuildError, files, pieces
+from build.pieces import TOKENIZER
 
 OPSET = 17  # the first one with LayerNormalization
 FP32 = "model_fp32.onnx"
-TOKENIZER = "tokenizer/tokenizer.json"
 POOLING_MODES = ("mean", "cls")
 
 
@@ -183,7 +183,7 @@ def inspect(model: Any) -> Facts:
 
 
 def export(model: Any, out: Path) -> Facts:
-    """Write OUT/model_fp32.onnx (+ .data) and OUT/tokenizer/tokenizer.json.
+    """Write OUT/model_fp32.onnx (+ .data) and OUT/tokenizer/.
 
     Raises:
         BuildError: the model is not supported; nothing was written.
@@ -215,6 +215,7 @@ def export(model: Any, out: Path) -> Facts:
         onnx.save_model(proto, part / FP32, save_as_external_data=True, location=f"{FP32}.data", size_threshold=1024)
     with files.replacing(out, TOKENIZER) as part:
         (part / TOKENIZER).write_text(tokenizer_json(model), encoding="utf-8")
+    pieces.write(out)
     return facts
 
 

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from build import BuildError, files, graph
-from build.export_onnx import FP32, TOKENIZER
+from build.export_onnx import FP32
 from build.graph import Floats, Linear, Network, QuantizedLinear, Table
+from build.pieces import TOKENIZER
 from build.rounding import rounded
 from build.similarity import cosines, unit
 from build.texts import calibration, calibration_sha256

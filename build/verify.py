@@ -24,10 +24,11 @@ import torch
 from numpy.typing import NDArray
 
 from app import cpu
-from app.artifact import MANIFEST, REPORT, SPEED, TOKENIZER, Artifact, Golden, Manifest, sha256
+from app.artifact import CHARACTERS, MANIFEST, PIECES, REPORT, SPEED, TOKENIZER, Artifact, Golden, Manifest, sha256
 from app.encoder import Encoder
 from app.errors import BootError
 from app.settings import Settings
+from app.tokenizer import Tokenizer
 from build import BuildError, files, plots
 from build.export_onnx import FP32, Facts
 from build.quantize import INT8, effort_of
@@ -48,6 +49,7 @@ INT8_PAIRWISE_DIFFERENCE = 0.005
 INT8_RETRIEVAL_LOSS = 0.005  # of the accuracy of finding translations
 INT8_NEIGHBOURS = 0.9
 LENGTHS = (16, 64, 256)  # tokens: the report's groups
+PIECES_IN_A_ROW = 20
 SPEED_TEXTS = 24
 SPEED_ROUNDS = 3
 
@@ -108,7 +110,8 @@ def verify(
         "retrieval": _retrieval(int8[n:], reference[n:]),
         "neighbours": _neighbours(int8, reference, unseen),
         "invariance": {"alone_equals_together": bool(np.array_equal(alone, int8[:n]))},
-        "tokens_equal": _true_lengths(model, everything) == _counted(encoders[INT8], everything),
+        "tokens_equal": _true_lengths(model, everything) == _counted(encoders[INT8], everything)
+        and _same_pieces(out, draft, unseen),
         "bytes": {name: _size(out, name) for name in (FP32, INT8)},
     }
     speed = _speed(encoders, everything)
@@ -155,7 +158,7 @@ def shortfalls(report: Report) -> list[str]:
 
 def _draft(facts: Facts, source: Source, out: Path, build_key: str) -> Manifest:
     """The manifest as far as it is known before measuring; never written."""
-    names = [name for file in (FP32, INT8) for name in (file, f"{file}.data")] + [TOKENIZER]
+    names = [name for file in (FP32, INT8) for name in (file, f"{file}.data")] + [TOKENIZER, CHARACTERS, PIECES]
     int8 = {item.key: item.value for item in onnx.load(out / INT8, load_external_data=False).metadata_props}
     if int8.get("calibration_sha256") != calibration_sha256():
         raise BuildError(
@@ -187,7 +190,8 @@ def _draft(facts: Facts, source: Source, out: Path, build_key: str) -> Manifest:
 
 def _open(manifest: Manifest, model_file: Path, max_length: int) -> Encoder:
     """The shipped encoder on one of the model files, without a cache."""
-    artifact = Artifact(model_file, model_file.parent / TOKENIZER, manifest)
+    tokenizer = CHARACTERS if CHARACTERS in manifest.files else TOKENIZER
+    artifact = Artifact(model_file, model_file.parent / tokenizer, manifest)
     try:
         encoder = Encoder.load(artifact, max_length=max_length, slots=cpu.available_cpus())
         encoder.open(self_check=False)  # there is no golden vector yet
@@ -266,6 +270,18 @@ def _true_lengths(model: Any, everything: list[str]) -> list[int]:
 
 def _counted(encoder: Encoder, everything: list[str]) -> list[int]:
     return encoder.encode(_counted_texts(everything), prompt="").tokens
+
+
+def _same_pieces(out: Path, draft: Manifest, unseen: list[str]) -> bool:
+    """Whether characters and pieces give the ids of tokenizer.json, of all texts and of all pieces in a row."""
+    if CHARACTERS not in draft.files:
+        return True
+    whole, split = (Tokenizer.load(out / name) for name in (TOKENIZER, CHARACTERS))
+    vocabulary = [piece for piece, _ in json.loads((out / TOKENIZER).read_text(encoding="utf-8"))["model"]["vocab"]]
+    rows = [
+        "".join(vocabulary[start : start + PIECES_IN_A_ROW]) for start in range(0, len(vocabulary), PIECES_IN_A_ROW)
+    ]
+    return all(whole(text) == split(text) for text in [*unseen, *rows])
 
 
 def _counted_texts(everything: list[str]) -> list[str]:

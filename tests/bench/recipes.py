@@ -37,8 +37,9 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from app import cpu
 from build import graph, quantize
-from build.export_onnx import FP32, TOKENIZER
+from build.export_onnx import FP32
 from build.graph import MICROSOFT, Floats, Linear, Network, QuantizedLinear, Table
+from build.pieces import TOKENIZER
 from build.quantize import FORMS, INT8, SMOOTHING, Form, Ids
 from build.similarity import Matrix, cosines, neighbour_overlap
 from build.texts import calibration, pairs, proof

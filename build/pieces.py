@@ -1,0 +1,124 @@
+"""tokenizer.json -> characters.json + pieces.npy: a Unigram tokenizer that loads in milliseconds.
+
+characters.json is the same tokenizer with the characters of all pieces as its vocabulary. pieces.npy is the trie of
+the pieces over these characters; app/tokenizer.py says what its rows are and searches it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from build import BuildError, files
+
+TOKENIZER = "tokenizer/tokenizer.json"
+CHARACTERS = "tokenizer/characters.json"
+PIECES = "tokenizer/pieces.npy"
+# The rest is as app/tokenizer.py knows it: build/verify.py proves that both are at one.
+WORD_START = "▁"
+NO_PIECE, UNKNOWN = -1, -2
+# Code 0. Its name has several characters, so no character of a text is called so.
+NO_CHARACTER = "unknown character"
+# What the library takes off the least score for a character that is no piece (K_UNK_PENALTY, models/unigram/model.rs).
+UNKNOWN_PENALTY = 10.0
+
+
+def write(out: Path) -> bool:
+    """Write both files from OUT/tokenizer/tokenizer.json; whether it is of the kind that has them."""
+    content = json.loads((out / TOKENIZER).read_text(encoding="utf-8"))
+    if not _is_supported(content):
+        for name in (CHARACTERS, PIECES):
+            (out / name).unlink(missing_ok=True)
+        return False
+    pieces: list[tuple[str, float]] = [(piece, score) for piece, score in content["model"]["vocab"]]
+    characters = sorted({WORD_START, *(character for piece, _ in pieces for character in piece)})
+    codes = {name: code for code, name in enumerate([NO_CHARACTER, *characters])}
+    added = {token["content"]: len(codes) + n for n, token in enumerate(content["added_tokens"])}
+    text = _characters_json(content, codes, added, Tokenizer.from_file(str(out / TOKENIZER)))
+    known = Tokenizer.from_str(text)
+    if any(known.token_to_id(token) != code for token, code in added.items()):
+        raise BuildError(f"{out / TOKENIZER} has an added token that the tokenizers library numbers unexpectedly.")
+    table = _trie(content, pieces, codes, added)
+    with files.replacing(out, CHARACTERS, PIECES) as part:
+        (part / CHARACTERS).write_text(text, encoding="utf-8")
+        np.save(part / PIECES, table)
+    return True
+
+
+def _is_supported(content: dict[str, Any]) -> bool:
+    """A Unigram model whose every word begins with WORD_START, so that no piece reaches over a word's end."""
+    model = content["model"]
+    if model.get("type") != "Unigram" or model["unk_id"] is None or model.get("byte_fallback"):
+        return False
+    names = [piece for piece, _ in model["vocab"]]
+    if len(set(names)) < len(names) or "" in names:
+        return False
+    step = content["pre_tokenizer"] or {}
+    *before, last = step["pretokenizers"] if step.get("type") == "Sequence" else [step]
+    metaspace = {"type": "Metaspace", "replacement": WORD_START, "prepend_scheme": "always", "split": True}
+    return last == metaspace and all(item == {"type": "WhitespaceSplit"} for item in before)
+
+
+def _characters_json(
+    content: dict[str, Any], codes: dict[str, int], added: dict[str, int], tokenizer: Tokenizer
+) -> str:
+    """The tokenizer's JSON with character codes for ids."""
+    encoding = tokenizer.encode("a")
+    around = [token for token, special in zip(encoding.tokens, encoding.special_tokens_mask, strict=True) if special]
+    first = encoding.special_tokens_mask.index(0)
+    template = [{"SpecialToken": {"id": token, "type_id": 0}} for token in around]
+    template.insert(first, {"Sequence": {"id": "A", "type_id": 0}})
+    return json.dumps(
+        {
+            **content,
+            "added_tokens": [{**token, "id": added[token["content"]]} for token in content["added_tokens"]],
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": template,
+                "pair": [*template, {"Sequence": {"id": "B", "type_id": 0}}],
+                "special_tokens": {t: {"id": t, "ids": [added[t]], "tokens": [t]} for t in around},
+            },
+            # Without merges it gives each character its code.
+            "model": {"type": "BPE", "vocab": codes, "merges": [], "unk_token": NO_CHARACTER, "fuse_unk": False},
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
+
+
+def _trie(
+    content: dict[str, Any], pieces: list[tuple[str, float]], codes: dict[str, int], added: dict[str, int]
+) -> NDArray[np.int64]:
+    """The table, (3, nodes) int64, level by level: so its keys are sorted."""
+    unknown = min(score for _, score in pieces) - UNKNOWN_PENALTY
+    rows = [([code], UNKNOWN, unknown) for code in codes.values()]  # of those that are pieces, the next row counts
+    rows += [
+        ([codes[character] for character in piece], number, score)
+        for number, (piece, score) in enumerate(pieces)
+        if WORD_START not in piece[1:]  # it would reach over a word's end
+    ]
+    rows += [([added[token["content"]]], token["id"], 0.0) for token in content["added_tokens"]]
+    lengths = np.array([len(row) for row, _, _ in rows])
+    characters = np.zeros((len(rows), lengths.max()), np.int64)
+    for number, (row, _, _) in enumerate(rows):
+        characters[number, : len(row)] = row
+    alphabet = len(codes) + len(added)
+    keys = [np.array([-1])]
+    nodes, count = np.zeros(len(rows), np.int64), 1
+    for depth in range(lengths.max()):
+        longer = lengths > depth
+        level, place = np.unique(nodes[longer] * alphabet + characters[longer, depth], return_inverse=True)
+        nodes[longer] = count + place
+        keys.append(level)
+        count += len(level)
+    table = np.zeros((3, count), np.int64)
+    table[0] = np.concatenate(keys)
+    table[1] = NO_PIECE
+    for number, (_, piece, score) in enumerate(rows):
+        table[1, nodes[number]] = piece
+        table[2, nodes[number]] = np.float64(score).view(np.int64)
+    table[1, 0] = content["model"]["unk_id"]
+    return table

@@ -1,0 +1,155 @@
+"""Prepared pieces give the ids of the model's own tokenizer.json, whatever the text."""
+
+import gettext
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from app.tokenizer import Tokenizer as AppTokenizer
+from build import pieces
+
+SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+# Ties, pieces inside of pieces, characters that are only inside of pieces, a piece over a word's end.
+PIECES = {"▁": -2.0, "a": -3.0, "b": -3.0, "aa": -6.0, "ab": -4.5, "▁a": -2.5, "▁ab": -9.0, "東京": -5.0, "京都": -5.0}
+PIECES |= {"都": -7.0, "🗼": -8.0, "aaa": -8.9, "a▁b": -0.1, "▁▁": -0.1, "xyz": -4.0, "z": -4.5}
+CATALOGUES = Path("/usr/share/locale")
+DOCUMENTS = 20_000
+
+
+def unigram(folder: Path) -> Path:
+    """A model folder with only a tokenizer, of XLM-R's kind."""
+    vocabulary = [*((special, 0.0) for special in SPECIALS[:4]), *PIECES.items(), ("<mask>", 0.0)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=False))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer.add_special_tokens(SPECIALS[:4] + [AddedToken("<mask>", lstrip=True)])
+    tokenizer.add_tokens(["▁ab z"])
+    (folder / "tokenizer").mkdir(parents=True)
+    tokenizer.save(str(folder / pieces.TOKENIZER))
+    return folder
+
+
+def both(folder: Path) -> tuple[AppTokenizer, AppTokenizer]:
+    """From tokenizer.json, and from characters.json with pieces.npy."""
+    whole, split = (AppTokenizer.load(folder / name) for name in (pieces.TOKENIZER, pieces.CHARACTERS))
+    return whole, split
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[AppTokenizer, AppTokenizer]:
+    folder = unigram(tmp_path_factory.mktemp("tokenizer"))
+    assert pieces.write(folder)
+    return both(folder)
+
+
+@pytest.fixture(scope="module")
+def full_size(full_size_model: Path) -> tuple[AppTokenizer, AppTokenizer]:
+    return both(full_size_model)
+
+
+def test_what_a_model_puts_around_a_text(tiny: tuple[AppTokenizer, AppTokenizer]) -> None:
+    """<s> before and </s> after, by their own ids."""
+    for tokenizer in tiny:
+        assert (tokenizer.prefix, tokenizer.suffix) == ([0], [2])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", "a", "aab ab", "a  b", "▁▁a", "a▁b", "aaaaaaa", "xy", "xyz", "東京都", "東京京都", "\0", "x🧿🧿 🧿"),
+        *("<s>", "＜ｓ＞", "a<unk>b", "🧿<unk>🧿", "x<mask>  <mask> a", "▁ab z", "ab z", "ﷺ", "<s", "a" * 10_000),
+        "東京" * 5000 + "x" * 5000,
+    ],
+)
+def test_texts_that_are_hard(tiny: tuple[AppTokenizer, AppTokenizer], text: str) -> None:
+    """Ties, unknown characters, special tokens written out, more text than a block."""
+    whole, split = tiny
+    assert split(text) == whole(text)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    parts=st.lists(st.one_of(st.sampled_from([*PIECES, *SPECIALS, " ", "京", "y"]), st.text(max_size=3)), max_size=20)
+)
+def test_any_text(tiny: tuple[AppTokenizer, AppTokenizer], parts: list[str]) -> None:
+    """Whatever is put together from pieces, special tokens and any other characters."""
+    whole, split = tiny
+    text = "".join(parts).encode("utf-8", "ignore").decode()
+    assert split(text) == whole(text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["model"].update(byte_fallback=True),
+        lambda content: content["model"].update(unk_id=None),
+        lambda content: content["pre_tokenizer"].update(prepend_scheme="never"),
+        lambda content: content["pre_tokenizer"].update(split=False),
+        lambda content: content.update(pre_tokenizer=None),
+        lambda content: content["model"]["vocab"].append(["a", -1.0]),
+    ],
+)
+def test_another_kind_stays_as_it_is(tmp_path: Path, change: object) -> None:
+    """What is not known to give the same ids is not prepared, and what was prepared before is gone."""
+    folder = unigram(tmp_path)
+    assert pieces.write(folder)
+    content = json.loads((folder / pieces.TOKENIZER).read_text())
+    change(content)  # type: ignore[operator]
+    (folder / pieces.TOKENIZER).write_text(json.dumps(content))
+    assert not pieces.write(folder)
+    assert [path.name for path in (folder / "tokenizer").iterdir()] == ["tokenizer.json"]
+
+
+@pytest.mark.full_size
+def test_every_character(full_size: tuple[AppTokenizer, AppTokenizer]) -> None:
+    """All of Unicode, 64 characters in a row, and the assigned ones of the basic plane one by one between letters."""
+    whole, split = full_size
+    everything = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    rows = ["".join(everything[start : start + 64]) for start in range(0, len(everything), 64)]
+    rows += ["a" + "b ".join(everything[start : start + 64]) for start in range(0, 0x10000, 64)]
+    assert [row for row in rows if split(row) != whole(row)] == []
+
+
+@pytest.mark.full_size
+def test_every_piece(full_size_model: Path, full_size: tuple[AppTokenizer, AppTokenizer]) -> None:
+    """All 250,000 pieces in a random order, some with a space before."""
+    whole, split = full_size
+    vocabulary = json.loads((full_size_model / pieces.TOKENIZER).read_text())["model"]["vocab"]
+    names = [random.Random(n).choice(["", " "]) + piece for n, (piece, _) in enumerate(vocabulary)]
+    random.Random(0).shuffle(names)
+    rows = ["".join(names[start : start + 16]) for start in range(0, len(names), 16)]
+    assert [row for row in rows if split(row) != whole(row)] == []
+
+
+def documents() -> Iterator[str]:
+    """Texts of people: what the packages here say of themselves, and every message catalogue of the machine."""
+    for path in sorted(Path(pieces.__file__).parent.parent.glob("*.md")):
+        yield path.read_text(encoding="utf-8")
+    for path in sorted(Path(pytest.__file__).parent.parent.glob("*.dist-info/**/*")):
+        if path.name == "METADATA" or path.suffix in (".md", ".rst", ".txt"):
+            yield path.read_text(encoding="utf-8", errors="ignore")
+    for path in sorted(CATALOGUES.glob("*/LC_MESSAGES/*.mo")):
+        with path.open("rb") as file:
+            try:
+                messages = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
+            except (UnicodeDecodeError, ValueError, IndexError):
+                continue  # its head is broken
+        yield from (message for message in messages.values() if message)
+
+
+@pytest.mark.full_size
+def test_documents_and_message_catalogues(full_size: tuple[AppTokenizer, AppTokenizer]) -> None:
+    """Texts in the languages that people set their machines to: of many DOCUMENTS, evenly spread."""
+    whole, split = full_size
+    texts = list(dict.fromkeys(documents()))
+    texts = texts[:: len(texts) // DOCUMENTS or 1]
+    assert len(texts) > 20
+    assert [text[:100] for text in texts if split(text) != whole(text)] == []
