@@ -4,7 +4,6 @@ import gc
 import os
 import signal
 import socket
-import struct
 import sys
 
 # In a container this is process 1, whose signals the kernel drops while nobody handles them: a stop
@@ -34,7 +33,6 @@ threads = settings.threads
 loglevel = settings.log_level
 # The app and the tokenizer (285 MB) are loaded once and shared copy-on-write.
 preload_app = True
-RECEIVE_SECONDS = 10
 # Load balancers keep connections open and reuse them: closing first gives their clients 502s.
 keepalive = 75
 # Cloud Run kills 10 s after SIGTERM.
@@ -70,10 +68,6 @@ def when_ready(server):
 
 def post_worker_init(worker):
     """Open the session after the fork: its threads would not survive one."""
-    # A client that stops in the middle of a request would hold its thread for ever: accepted
-    # sockets inherit this from the listening one.
-    for listener in worker.sockets:
-        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", RECEIVE_SECONDS, 0))
     try:
         worker.open()
     except BootError as error:

@@ -29,7 +29,11 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         if artifact.manifest.warning:
             logger.warning("%s", artifact.manifest.warning)
         encoder = Encoder.load(
-            artifact, max_length=settings.max_length, slots=settings.slots, cache_size=settings.cache_size
+            artifact,
+            max_length=settings.max_length,
+            slots=settings.slots,
+            threads=settings.threads,
+            cache_size=settings.cache_size,
         )
     app = Flask(__name__, static_folder=None)
     # One more, since werkzeug cuts a chunked body at its limit without a word: routes compare.

@@ -80,7 +80,14 @@ class Encoder:
     """
 
     def __init__(
-        self, artifact: Artifact, tokenizer: Tokenizer, *, max_length: int = 256, slots: int = 1, cache_size: int = 0
+        self,
+        artifact: Artifact,
+        tokenizer: Tokenizer,
+        *,
+        max_length: int = 256,
+        slots: int = 1,
+        threads: int = 1,
+        cache_size: int = 0,
     ) -> None:
         manifest = artifact.manifest
         if max_length > manifest.max_positions:
@@ -94,14 +101,14 @@ class Encoder:
         self.problem: str | None = "The model is not open yet."
         self._tokenizer = tokenizer
         self._cache: TextCache[_Entry] = TextCache(cache_size)
-        self._slots: Slots[Ids, Vector] = Slots(slots, self._run)
+        self.slots: Slots[Ids, Vector] = Slots(slots, self._run, threads)
         self._one_long_text = threading.Lock()
         self._opening = threading.Lock()
         self._session: ort.InferenceSession | None = None
 
     @classmethod
-    def load(cls, artifact: Artifact, *, max_length: int = 256, slots: int = 1, cache_size: int = 0) -> "Encoder":
-        """Load the tokenizer.
+    def load(cls, artifact: Artifact, **options: int) -> "Encoder":
+        """Load the tokenizer. The options are those of `Encoder`.
 
         Raises:
             BootError: the tokenizer cannot be read, or max_length is over the model's limit.
@@ -110,7 +117,7 @@ class Encoder:
             tokenizer = Tokenizer.load(artifact.tokenizer_file)
         except Exception as error:
             raise BootError(f"{artifact.tokenizer_file} cannot be read by tokenizers: {error}") from None
-        return cls(artifact, tokenizer, max_length=max_length, slots=slots, cache_size=cache_size)
+        return cls(artifact, tokenizer, **options)
 
     @property
     def dimension(self) -> int:
@@ -129,7 +136,7 @@ class Encoder:
                 return
             self.artifact.check()  # the files may have been replaced since
             session = _open_session(self.artifact)
-            self._slots.start()
+            self.slots.start()
             self.problem = self._self_check(session) if self_check else None
             self._session = session
 
@@ -167,12 +174,14 @@ class Encoder:
             InvalidRequest: the model has no prompt of that name.
             TextTooLong: truncate is False and a text is over max_length, or it is a book
                 without a space.
+            DeadlineExceeded: the request's time is up.
             NotReady: the self-check failed on this CPU.
         """
         if self.problem is not None:
             self.open()
         if self.problem is not None:
             raise NotReady(self.problem)
+        self.slots.check(len(texts))
         before = self._prompt(prompt, prompt_name)
         full = [before + text for text in texts] if before else list(texts)
         distinct = list(dict.fromkeys(full))
@@ -190,7 +199,7 @@ class Encoder:
             )
         # the longest first, so that all slots end at about the same time
         order = sorted(missing, key=lambda text: -len(missing[text].ids))
-        vectors = self._slots.map([missing[text].ids for text in order])
+        vectors = self.slots.map([missing[text].ids for text in order])
         for text, vector in zip(order, vectors, strict=True):
             found[text] = _Entry(vector, lengths[text])
             self._cache.put(text, found[text])

@@ -6,6 +6,8 @@ ServiceError              a request cannot be answered
 │   └── TextTooLong  400  over MAX_LENGTH with truncate false, or a book without a space
 ├── TooLarge         413  more texts than MAX_TEXTS
 ├── UnsupportedMedia 415  the body is not JSON by its headers
+├── QueueFull        429  too many requests wait already
+├── DeadlineExceeded 503  the time for the request was up before its work was done
 └── NotReady         503  the model has not proved itself on this CPU (yet)
 """
 
@@ -16,6 +18,8 @@ import orjson
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
+# What a refused client is told to wait: until the queue is shorter, and until another instance or worker is ready.
+QUEUE_RETRY_SECONDS = 1
 RETRY_AFTER_SECONDS = 5
 
 logger = logging.getLogger(__name__)
@@ -61,6 +65,25 @@ class UnsupportedMedia(ServiceError):
     code = "unsupported_media_type"
 
 
+class QueueFull(ServiceError):
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    code = "queue_full"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The queue is full: {limit} requests wait already (MAX_QUEUE). Try again later.")
+
+
+class DeadlineExceeded(ServiceError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "deadline_exceeded"
+
+    def __init__(self, begun: int, texts: int) -> None:
+        super().__init__(
+            f"The request's time was up (REQUEST_DEADLINE, or the server is shutting down) after {begun} of {texts} "
+            "texts: try again, with fewer texts at once."
+        )
+
+
 class NotReady(ServiceError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "not_ready"
@@ -68,7 +91,7 @@ class NotReady(ServiceError):
 
 def error_body(status: int, message: str, code: str, param: str | None = None) -> bytes:
     """The one shape of an error, as JSON."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 

@@ -10,9 +10,6 @@ from app.cpu import available_cpus
 from app.errors import BootError
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
-# Threads wait for a slot or for a client most of the time. While every one of them waits,
-# health checks wait, too.
-THREADS_PER_CPU = 8
 CPUS_PER_WORKER = 4
 
 
@@ -30,6 +27,8 @@ class Settings:
     threads: int = field(default=0, metadata={"min": 1})
     max_texts: int = field(default=2048, metadata={"min": 1})
     max_body_bytes: int = field(default=8 * 1024 * 1024, metadata={"min": 1})
+    max_queue: int = field(default=64, metadata={"min": 1, "unit": "requests"})
+    request_deadline: int = field(default=60, metadata={"min": 1, "unit": "seconds"})
     cache_size: int = field(default=4096, metadata={"min": 0})
     log_level: str = field(default="info", metadata={"choices": LOG_LEVELS})
 
@@ -37,8 +36,9 @@ class Settings:
         # One worker process for every 4 CPUs: workers cost memory, threads share it.
         if not self.web_concurrency:
             object.__setattr__(self, "web_concurrency", math.ceil(self.cpus / CPUS_PER_WORKER))
+        # A thread for each request that may be there at once: those that wait, and as many as slots that run.
         if not self.threads:
-            object.__setattr__(self, "threads", THREADS_PER_CPU * min(self.cpus, CPUS_PER_WORKER))
+            object.__setattr__(self, "threads", self.max_queue + self.slots)
 
     @property
     def slots(self) -> int:

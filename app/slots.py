@@ -1,100 +1,242 @@
-"""How many texts are computed at once, and whose turn it is."""
+"""Who may compute, when: requests, and the texts of large ones, take turns at a few slots."""
 
+import logging
+import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from app.errors import DeadlineExceeded
 
 T = TypeVar("T")
 R = TypeVar("R")
+NEVER = float("inf")
+
+logger = logging.getLogger(__name__)
 
 
 class Slots(Generic[T, R]):
-    """Runs work(item) for many requests, never more than `count` at the same time.
+    """Runs work(item) for many requests, about `count` at the same time.
 
-    A single item that finds a slot free runs in its request's own thread. All else waits in
-    line for `count` threads of this object, which go from item to item without a pause: a
-    slot handed from one request's thread to the next left the CPU idle for a fifth of the
-    time. Waiting requests take turns, one item each, so that a request of a thousand texts
-    does not hold up requests of one.
+    A request given to `submit` waits for a slot before anything is done for it, and then runs in one thread from its
+    first byte to its last: the one text that most requests have is computed right there, without a change of threads.
+    A request of many texts gives its slot back, and its texts are computed by threads of this object. Whole requests
+    and such texts take turns in the order of their tickets; a request of many draws a new ticket for each text, so
+    that a thousand texts do not hold up one.
 
-    Call `start` in the process that works: threads do not survive a fork.
+    Requests do not wait for the texts of others that are being computed: while fewer than `count` requests run, the
+    next one runs beside these texts and shares the CPUs with them. Otherwise a word would wait for a page.
+
+    Nothing is begun after its deadline. Call `start` in the process that works: threads do not survive a fork.
+
+    count: CPUs to use. threads: the most submitted requests at once that run or wait for their texts.
     """
 
-    def __init__(self, count: int, work: Callable[[T], R]) -> None:
+    def __init__(self, count: int, work: Callable[[T], R], threads: int = 1) -> None:
         self._work = work
         self._count = count
-        self._free = count
+        self._threads = threads
         self._lock = threading.Lock()
-        self._line: deque[_Request[T, R]] = deque()
-        self._turn = threading.Semaphore(0)  # one release lets one idle thread go on, with a slot
+        self._last_ticket = 0
+        self._requests: deque[_Request] = deque()
+        self._batches: deque[_Batch[T, R]] = deque()
+        self._running = 0  # slots of requests
+        self._computing = 0  # slots of single texts
+        self._idle_threads = 0
+        self._started_threads = 0
+        self._granted_requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
+        self._granted_texts: queue.SimpleQueue[_Text[T, R]] = queue.SimpleQueue()
+        self._end = NEVER
+        self._here = _Here()
 
     def start(self) -> None:
         for _ in range(self._count):
-            threading.Thread(target=self._serve, name="slot", daemon=True).start()
+            threading.Thread(target=self._compute_texts, name="texts", daemon=True).start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot, or for one more text of theirs to be begun."""
+        return len(self._requests) + len(self._batches)
+
+    def submit(self, run: Callable[[], None], deadline: float) -> None:
+        """Call run() in a thread of this object as soon as a slot is free.
+
+        deadline: in seconds of time.monotonic(), for what run() gives to `map`. run() is called even when it is too
+        late, so that it can say so.
+        """
+        with self._lock:
+            self._requests.append(_Request(self._ticket(), run, deadline))
+            self._hand_out()
+
+    def run(self, run: Callable[[], None], deadline: float) -> None:
+        """Call run() in this thread without a slot: for a request that is not all there yet."""
+        self._here.request = _Request(0, run, deadline)
+        try:
+            run()
+        finally:
+            self._here.request = None
+
+    def end(self, at: float) -> None:
+        """From now on no deadline is later than this, in seconds of time.monotonic()."""
+        self._end = at
+
+    def check(self, texts: int) -> None:
+        """
+        Raises:
+            DeadlineExceeded: the time of the request that this thread runs is up.
+        """
+        if self._here.request and self._is_late(self._here.request.deadline):
+            raise DeadlineExceeded(0, texts)
 
     def map(self, items: Sequence[T]) -> list[R]:
-        """work(item) of each, in order. What work raises is raised here, and the rest is left undone."""
+        """work(item) of each, in order. What work raises is raised here, and the rest is left undone.
+
+        Raises:
+            DeadlineExceeded: the time was up before the last item was begun.
+        """
         if not items:
             return []
+        request = self._here.request
+        self.check(len(items))
+        if request and request.has_slot and len(items) == 1:
+            return [self._work(items[0])]
         with self._lock:
-            alone = len(items) == 1 and self._free > 0
+            if request and request.has_slot:
+                request.has_slot = False
+                self._running -= 1
+            alone = len(items) == 1 and self._running + self._computing < self._count
             if alone:
-                self._free -= 1
+                self._computing += 1
             else:
-                request = _Request[T, R](items)
-                self._line.append(request)
-                self._wake(len(items))
+                batch = _Batch[T, R](self._ticket(), items, request.deadline if request else NEVER)
+                self._batches.append(batch)
+                self._hand_out()
         if not alone:
-            return request.results()
+            return batch.results()
         try:
             return [self._work(items[0])]
         finally:
             with self._lock:
-                self._free += 1
-                self._wake(1)
+                self._computing -= 1
+                self._hand_out()
 
-    def _wake(self, most: int) -> None:
-        """Give free slots to idle threads as far as there is work. The caller holds the lock."""
-        while self._line and self._free and most:
-            self._free -= 1
-            most -= 1
-            self._turn.release()
+    def _is_late(self, deadline: float) -> bool:
+        return time.monotonic() > min(deadline, self._end)
 
-    def _serve(self) -> None:
+    def _ticket(self) -> int:
+        self._last_ticket += 1
+        return self._last_ticket
+
+    def _hand_out(self, mine: type | None = None) -> Any:
+        """Give free slots to those whose turn it is. The caller holds the lock.
+
+        mine: what the calling thread can go on with itself; the first one is returned, and no thread is woken for it.
+        """
+        taken = None
+        while turn := self._next():
+            if taken is None and mine is not None and isinstance(turn, mine):
+                taken = turn
+            elif isinstance(turn, _Request):
+                self._granted_requests.put(turn)
+            else:
+                self._granted_texts.put(turn)
+        return taken
+
+    def _next(self) -> "_Request | _Text[T, R] | None":
+        """Whose turn it is, if there is a slot and a thread for it."""
+        has_thread = self._idle_threads or self._started_threads < self._threads
+        request = self._requests[0] if self._requests and has_thread and self._running < self._count else None
+        batch = self._batches[0] if self._batches and self._running + self._computing < self._count else None
+        if batch and (not request or batch.ticket < request.ticket):
+            self._computing += 1
+            return self._next_text()
+        if request:
+            if not self._idle_threads:
+                self._started_threads += 1
+                self._idle_threads += 1
+                threading.Thread(target=self._run_requests, name="request", daemon=True).start()
+            self._idle_threads -= 1
+            self._running += 1
+            request.has_slot = True
+            return self._requests.popleft()
+        return None
+
+    def _next_text(self) -> "_Text[T, R]":
+        batch = self._batches.popleft()
+        text = _Text(batch, batch.begun)
+        batch.begun += 1
+        if batch.begun < len(batch.items):
+            batch.ticket = self._ticket()
+            self._batches.append(batch)
+        return text
+
+    def _run_requests(self) -> None:
+        request: _Request | None = None
         while True:
-            self._turn.acquire()
-            while task := self._next():
-                request, index = task
-                try:
-                    request.finish(index, self._work(request.items[index]))
-                except BaseException as error:  # it belongs to the request's thread
-                    request.fail(error)
+            request = request or self._granted_requests.get()
+            self._here.request = request
+            try:
+                request.run()
+            except Exception:
+                logger.exception("unexpected error")
+            self._here.request = None
+            with self._lock:
+                self._running -= request.has_slot
+                self._idle_threads += 1
+                request = self._hand_out(_Request)
 
-    def _next(self) -> "tuple[_Request[T, R], int] | None":
-        """The next item in turn; None gives the slot back."""
-        with self._lock:
-            while self._line:
-                request = self._line.popleft()
-                if request.error is not None:
-                    continue
-                index = request.begun
-                request.begun += 1
-                if request.begun < len(request.items):
-                    self._line.append(request)
-                return request, index
-            self._free += 1
-            return None
+    def _compute_texts(self) -> None:
+        text: _Text[T, R] | None = None
+        while True:
+            text = text or self._granted_texts.get()
+            batch = text.batch
+            try:
+                if self._is_late(batch.deadline):
+                    raise DeadlineExceeded(text.index, len(batch.items))
+                batch.finish(text.index, self._work(batch.items[text.index]))
+            except BaseException as error:  # it belongs to the request's thread
+                batch.fail(error)
+            with self._lock:
+                self._computing -= 1
+                if batch.error and batch in self._batches:
+                    self._batches.remove(batch)
+                text = self._hand_out(_Text)
 
 
-class _Request(Generic[T, R]):
+class _Here(threading.local):
+    """The submitted request that this thread runs."""
+
+    request: "_Request | None" = None
+
+
+class _Request:
+    def __init__(self, ticket: int, run: Callable[[], None], deadline: float) -> None:
+        self.ticket = ticket
+        self.run = run
+        self.deadline = deadline
+        self.has_slot = False
+
+
+class _Text(Generic[T, R]):
+    """One item of a batch, begun."""
+
+    def __init__(self, batch: "_Batch[T, R]", index: int) -> None:
+        self.batch = batch
+        self.index = index
+
+
+class _Batch(Generic[T, R]):
     """One request's items and what came of them."""
 
-    def __init__(self, items: Sequence[T]) -> None:
+    def __init__(self, ticket: int, items: Sequence[T], deadline: float) -> None:
+        self.ticket = ticket
         self.items = items
+        self.deadline = deadline
         self.begun = 0
-        self._results: dict[int, R] = {}
         self.error: BaseException | None = None
+        self._results: dict[int, R] = {}
         self._done = threading.Event()
 
     def finish(self, index: int, result: R) -> None:

@@ -1,18 +1,72 @@
-"""The Gunicorn worker: threads, and errors in this service's shape."""
+"""The Gunicorn worker: from the socket to the app and back.
 
+Gunicorn's threaded worker gives each readable connection to a thread, and those that find none free wait in a queue
+without end. Here the main thread watches all connections and receives the requests:
+
+    not all there yet       stays with the main thread, for RECEIVE_SECONDS: a slow client costs no thread
+    nothing to compute      a few threads of their own: /health does not wait for texts
+    something to compute    waits for a slot, unparsed (app/slots.py); over MAX_QUEUE it is refused at once
+    over BUFFER_BYTES       threads that may wait for the rest of a body
+
+Parsing, calling the app and answering are Gunicorn's, in the thread that serves the request.
+"""
+
+import queue
 import re
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import gunicorn.http.message
 import gunicorn.util
+from gunicorn.workers.gthread import TConn as GunicornConnection
 from gunicorn.workers.gthread import ThreadWorker
 
-from app.errors import error_body
+from app.errors import QUEUE_RETRY_SECONDS, QueueFull, error_body
+
+# A client that stops in the middle of a request or of its answer is let go.
+RECEIVE_SECONDS = 10
+# How long a stopping worker keeps idle connections for a request that is on its way, and a connection that is closed
+# is read from: what nobody reads would make the kernel reset it, and the client lose the answer.
+LINGER_SECONDS = 2
+LAST_LINGER_SECONDS = 0.5  # within ANSWER_SECONDS, when the worker stops
+# A stopping worker's last deadline is so long before its end, for answers to be sent.
+ANSWER_SECONDS = 1.5
+BUFFER_BYTES = 64 * 1024
+LIGHT_THREADS = 4
+BODY_THREADS = 16
+# Requests that compute nothing. A path with % might be any.
+LIGHT = re.compile(rb"(?:GET|HEAD|OPTIONS) /(?!embed[? ])[^ %]* ")
+LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})[ \t]*\r\n", re.IGNORECASE)
+# The length of these is for Gunicorn to find out.
+UNKNOWN_LENGTH = re.compile(rb"\r\n(?:transfer-encoding|expect|upgrade):", re.IGNORECASE)
+CLOSES = re.compile(rb"\A[^\r]* HTTP/1\.0\r|\r\nconnection:[ \t]*close", re.IGNORECASE)
+
+
+class Connection(GunicornConnection):  # type: ignore[misc]  # gunicorn has no types
+    """Gunicorn's connection, what was received of its next request, and when it is given up.
+
+    until: in seconds of time.monotonic(); None while a thread serves it.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.received = b""
+        self.until: float | None = None
+        self.closing = False
+        self.data_ready = True  # Gunicorn need not wait
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     """Gunicorn's threaded worker for an app of `create_app`."""
+
+    alive: bool
 
     def open(self) -> None:
         """Open the encoder in this process, and let the app see when the worker is shutting down.
@@ -20,8 +74,210 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         Raises:
             BootError: the model cannot be opened.
         """
-        self.wsgi.extensions["encoder"].open()
+        encoder, settings = self.wsgi.extensions["encoder"], self.wsgi.extensions["settings"]
+        encoder.open()
         self.wsgi.extensions["shutting_down"] = lambda: not self.alive
+        self.slots = encoder.slots
+        self.max_queue = settings.max_queue
+        self.deadline_seconds = settings.request_deadline
+        self.connections: set[Connection] = set()
+        self.body_threads = _Threads(BODY_THREADS)
+        body = error_body(QueueFull.status, str(QueueFull(self.max_queue)), QueueFull.code)
+        self.refusal = _answer(QueueFull.status, body, f"Retry-After: {QUEUE_RETRY_SECONDS}\r\n")
+        for listener in self.sockets:
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # accepted sockets inherit them
+                listener.sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", RECEIVE_SECONDS, 0))
+
+    def get_thread_pool(self) -> "_Threads":
+        """Gunicorn asks for it; here it is for what computes nothing."""
+        return _Threads(LIGHT_THREADS)
+
+    def run(self) -> None:
+        """The main thread's loop; then answer what was admitted, in time or with 503, and end."""
+        self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
+        while self.alive and self.is_parent_alive():
+            self.set_accept_enabled(len(self.connections) < self.worker_connections)
+            self._turn(1.0)
+        self.alive = False
+        for listener in self.sockets:
+            while self.accept(listener):  # those are connected already, as far as their clients know
+                pass
+        self.set_accept_enabled(False)
+        for listener in self.sockets:
+            listener.close()
+        now = time.monotonic()
+        self.slots.end(now + self.cfg.graceful_timeout - ANSWER_SECONDS)
+        for connection in self.connections:
+            if connection.until is not None:
+                connection.until = min(connection.until, now + LINGER_SECONDS)
+        while self.connections and time.monotonic() < now + self.cfg.graceful_timeout:
+            self._turn(0.1)
+
+    def _turn(self, timeout_seconds: float) -> None:
+        self.notify()
+        self.wait_for_and_dispatch_events(timeout_seconds)
+        now = time.monotonic()
+        for connection in [item for item in self.connections if item.until is not None and item.until < now]:
+            self._give_up(connection)
+
+    def accept(self, listener: Any) -> bool:
+        """Take a new connection and wait for its request; whether there was one."""
+        try:
+            client, address = listener.accept()
+        except OSError:  # another worker has it, or it is gone
+            return False
+        connection = Connection(self.cfg, client, address, listener.getsockname())
+        self.connections.add(connection)
+        self._watch(connection)
+        return True
+
+    def _watch(self, connection: Connection) -> None:
+        """Wait for a request, in the main thread from now on."""
+        connection.sock.setblocking(False)
+        connection.until = time.monotonic() + (self.cfg.keepalive if self.alive else LAST_LINGER_SECONDS)
+        self.poller.register(connection.sock, selectors.EVENT_READ, partial(self._receive, connection))
+
+    def _receive(self, connection: Connection, client: socket.socket) -> None:
+        try:
+            data = client.recv(BUFFER_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:  # reset
+            self._close(connection)
+            return
+        if connection.closing or not (data or connection.received):
+            if not data:
+                self._close(connection)
+            return
+        if not connection.received:
+            connection.until = time.monotonic() + RECEIVE_SECONDS
+        connection.received += data
+        self._dispatch(connection, is_ended=not data)
+
+    def _dispatch(self, connection: Connection, is_ended: bool = False) -> None:
+        """Give a request to who serves it, if enough of it is there."""
+        received = connection.received
+        length = _length(received)
+        is_whole = length is not None and len(received) >= length
+        if not is_whole and not is_ended and len(received) < BUFFER_BYTES and (length or 0) <= BUFFER_BYTES:
+            return
+        is_light = is_whole and LIGHT.match(received)
+        if not is_light and self.slots.waiting >= self.max_queue:
+            self._refuse(connection, keep=len(received) == length and not CLOSES.search(received))
+            return
+        self.poller.unregister(connection.sock)
+        connection.until = None
+        deadline = time.monotonic() + self.deadline_seconds
+        serve = partial(self._serve, connection)
+        if is_light:
+            self.tpool.submit(serve)
+        elif is_whole:
+            self.slots.submit(serve, deadline)
+        else:
+            self.body_threads.submit(partial(self.slots.run, serve, deadline))
+
+    def _refuse(self, connection: Connection, keep: bool) -> None:
+        """Answer 429 right here; the request is not parsed, so that refusing costs next to nothing."""
+        try:
+            sent = connection.sock.send(self.refusal)
+        except OSError:
+            self._close(connection)
+            return
+        if keep and sent == len(self.refusal):
+            connection.received = b""
+            connection.until = time.monotonic() + self.cfg.keepalive
+        else:
+            self._close_gently(connection)
+
+    def _serve(self, connection: Connection) -> None:
+        """Let Gunicorn and the app answer a request, in this thread."""
+        keep = False
+        try:
+            connection.init()
+            connection.parser.unreader.unread(connection.received)
+            connection.received = b""
+            keep = self.handle(connection)
+            if keep:
+                connection.received = connection.parser.unreader.take_buffered()
+        except Exception:
+            self.log.exception("unexpected error")
+        if keep and not connection.received:
+            self._watch(connection)
+        else:
+            self.method_queue.defer(self._served, connection, keep)
+
+    def _served(self, connection: Connection, keep: bool) -> None:
+        """In the main thread: close, or go on with a request that came with the last one."""
+        if connection.sock.fileno() < 0:
+            self.connections.discard(connection)
+            return
+        self._watch(connection)
+        if keep:
+            self._dispatch(connection)
+        else:
+            self._close_gently(connection)
+
+    def _give_up(self, connection: Connection) -> None:
+        """Its time is up: in the middle of a request it is told why."""
+        if connection.received and not connection.closing:
+            message = f"The request did not arrive within {RECEIVE_SECONDS} s."
+            body = error_body(HTTPStatus.REQUEST_TIMEOUT, message, "request_timeout")
+            try:
+                connection.sock.send(_answer(HTTPStatus.REQUEST_TIMEOUT, body, "Connection: close\r\n"))
+            except OSError:
+                pass
+            self._close_gently(connection)
+        else:
+            self._close(connection)
+
+    def _close_gently(self, connection: Connection) -> None:
+        """Say that no more comes, and read what is on its way, without waiting for it."""
+        connection.closing = True
+        connection.until = time.monotonic() + (LINGER_SECONDS if self.alive else LAST_LINGER_SECONDS)
+        try:
+            connection.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close(connection)
+
+    def _close(self, connection: Connection) -> None:
+        self.poller.unregister(connection.sock)
+        self.connections.discard(connection)
+        connection.sock.close()
+
+
+class _Threads:
+    """A pool of threads. Those of concurrent.futures would hold up the process's end."""
+
+    def __init__(self, count: int) -> None:
+        self._waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        for _ in range(count):
+            threading.Thread(target=self._run, daemon=True).start()
+
+    def submit(self, run: Callable[[], None]) -> None:
+        self._waiting.put(run)
+
+    def shutdown(self, wait: bool) -> None:
+        """Gunicorn calls it at SIGQUIT; there is nothing to do."""
+
+    def _run(self) -> None:
+        while True:
+            self._waiting.get()()
+
+
+def _length(received: bytes) -> float | None:
+    """A request's bytes; None while its head is not all there, infinite where Gunicorn must find out."""
+    end = received.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    if UNKNOWN_LENGTH.search(received, 0, end + 2):
+        return float("inf")
+    length = LENGTH.search(received, 0, end + 2)
+    return end + 4 + (int(length[1]) if length else 0)
+
+
+def _answer(status: HTTPStatus, body: bytes, headers: str = "") -> bytes:
+    head = f"HTTP/1.1 {status} {status.phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}{headers}\r\n".encode("latin1") + body
 
 
 def _write_error(sock: Any, status: int, reason: str, message: str) -> None:
@@ -29,11 +285,7 @@ def _write_error(sock: Any, status: int, reason: str, message: str) -> None:
     if status == HTTPStatus.REQUEST_URI_TOO_LONG:
         message += " (send long texts with POST /embed)"
     body = error_body(status, f"The request cannot be read: {message}", HTTPStatus(status).name.lower())
-    head = (
-        f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    gunicorn.util.write_nonblock(sock, head.encode("latin1") + body)
+    gunicorn.util.write_nonblock(sock, _answer(HTTPStatus(status), body, "Connection: close\r\n"))
 
 
 # Gunicorn has no settings for these two: the page it writes, which is HTML, and the request

@@ -70,7 +70,8 @@ def test_service_names_what_there_is() -> None:
     variables = {variable["name"]: variable["value"] for variable in CONTAINER["env"]}
     assert set(variables) <= {field.name.upper() for field in fields(Settings)} - {"PORT"}
     settings = Settings.from_env(variables)
-    assert settings.threads > POD["containerConcurrency"]
+    assert settings.max_queue > POD["containerConcurrency"]
+    assert settings.request_deadline < POD["timeoutSeconds"]
     assert [port["containerPort"] for port in CONTAINER["ports"]] == [settings.port]
     routes = yaml.safe_load((ROOT / "app/openapi.yml").read_text())["paths"]
     for probe in ("startupProbe", "livenessProbe"):

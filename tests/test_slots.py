@@ -1,19 +1,29 @@
 """Slots: bounded, fair, in order, and not stopped by errors."""
 
+import queue
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from app.errors import DeadlineExceeded
 from app.slots import Slots
 
 
-def started(count: int, work: Any) -> Any:
-    slots = Slots[Any, Any](count, work)
+def started(count: int, work: Any, threads: int = 1) -> Any:
+    slots = Slots[Any, Any](count, work, threads)
     slots.start()
     return slots
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.001)
 
 
 class Gate:
@@ -36,8 +46,7 @@ class Gate:
         return item.upper()
 
     def wait_until_inside(self, count: int) -> None:
-        while self.inside < count:
-            time.sleep(0.001)
+        wait_until(lambda: self.inside >= count)
 
 
 def test_never_more_than_the_count_at_once() -> None:
@@ -79,12 +88,106 @@ def test_a_request_of_many_does_not_hold_up_one() -> None:
         many = pool.submit(slots.map, [f"many {n}" for n in range(100)])
         gate.wait_until_inside(1)
         one = pool.submit(slots.map, ["one"])
-        while len(slots._line) < 2:  # both stand in line
-            time.sleep(0.001)
+        wait_until(lambda: slots.waiting == 2)
         gate.open.set()
         assert one.result() == ["ONE"]
         many.result()
     assert gate.order.index("one") <= 2
+
+
+def submit(slots: Any, *requests: list[str], seconds: float = 10) -> "queue.Queue[Any]":
+    """Submit them; what each one's items became, or what was raised, in the order in which they ended."""
+    answers: queue.Queue[Any] = queue.Queue()
+
+    def run(items: list[str]) -> None:
+        try:
+            answers.put(slots.map(items))
+        except Exception as error:
+            answers.put(error)
+
+    for items in requests:
+        slots.submit(lambda items=items: run(items), time.monotonic() + seconds)
+    return answers
+
+
+def test_submitted_requests_run_in_order_in_a_slot_each() -> None:
+    """Of 20 requests of one item never more than 2 run, the first ones first, and the rest are counted as waiting."""
+    gate = Gate()
+    slots = started(2, gate, threads=22)
+    answers = submit(slots, *([str(n)] for n in range(20)))
+    gate.wait_until_inside(2)
+    assert slots.waiting == 18
+    gate.open.set()
+    assert sorted(answers.get(timeout=10)[0] for _ in range(20)) == sorted(str(n) for n in range(20))
+    assert gate.most == 2
+    assert [int(item) // 2 for item in gate.order] == sorted(int(item) // 2 for item in gate.order)
+
+
+def test_one_text_does_not_wait_for_those_of_others() -> None:
+    """While the texts of large requests have every slot, a request of one runs beside them; a second one waits."""
+    gate = Gate()
+    slots = started(1, gate, threads=10)
+    submit(slots, ["many 1"] * 50, ["many 2"] * 50)
+    gate.wait_until_inside(1)
+    answers = submit(slots, ["one"], ["two"])
+    gate.wait_until_inside(2)
+    assert gate.order[1:] == ["one"]
+    gate.open.set()
+    assert [answers.get(timeout=10), answers.get(timeout=10)] == [["ONE"], ["TWO"]]
+    assert gate.most == 2
+
+
+def test_large_requests_have_their_turns_among_small_ones() -> None:
+    """With a line of small requests that never ends, the items of a large one are computed, too."""
+    gate = Gate()
+    gate.open.set()
+    slots = started(1, gate, threads=10)
+    ended = threading.Event()
+    answers = submit(slots, ["many"] * 100)
+
+    def again() -> None:
+        slots.map(["one"])
+        if not ended.is_set():
+            slots.submit(again, time.monotonic() + 10)
+
+    for _ in range(4):
+        slots.submit(again, time.monotonic() + 10)
+    assert len(answers.get(timeout=10)) == 100
+    ended.set()
+
+
+def test_all_threads_busy_with_large_requests() -> None:
+    """More large requests than threads: the others wait for a thread, and all are answered."""
+    slots = started(2, str.upper, threads=3)
+    answers = submit(slots, *([f"{n}", "a", "b"] for n in range(30)), ["one"])
+    assert sorted(answers.get(timeout=10)[0] for _ in range(31)) == sorted([*map(str, range(30)), "ONE"])
+
+
+def test_nothing_is_begun_after_the_deadline() -> None:
+    """A request of many stops between items, one that waited too long does not begin, the next one works."""
+    done: list[str] = []
+
+    def work(item: str) -> str:
+        time.sleep(0.02)
+        done.append(item)
+        return item
+
+    slots = started(1, work, threads=4)
+    late = submit(slots, ["many"] * 1000, seconds=0.1)
+    later = submit(slots, ["one"], seconds=-1)
+    error, other = late.get(timeout=10), later.get(timeout=10)
+    assert isinstance(error, DeadlineExceeded) and " of 1000 texts" in str(error)
+    assert isinstance(other, DeadlineExceeded) and " after 0 of 1 texts" in str(other)
+    assert 0 < len(done) < 20 and "one" not in done
+    assert submit(slots, ["good"]).get(timeout=10) == ["good"]
+
+
+def test_an_end_for_all_deadlines() -> None:
+    """At shutdown what would take too long is given up, whatever its own deadline is."""
+    slots = started(1, lambda item: time.sleep(0.02), threads=4)
+    answers = submit(slots, ["many"] * 1000, seconds=1000)
+    slots.end(time.monotonic() + 0.1)
+    assert isinstance(answers.get(timeout=5), DeadlineExceeded)
 
 
 @pytest.mark.parametrize("items", [["bad"], ["good", "bad", *["late"] * 50]])
@@ -130,6 +233,5 @@ def test_all_slots_come_back_under_load() -> None:
         answers = list(pool.map(lambda n: slots.map(list(range(n % 4))), range(2000)))
     assert answers == [[-i for i in range(n % 4)] for n in range(2000)]
     assert most <= 2
-    while slots._free < 2:  # the last thread is on its way out
-        time.sleep(0.001)
-    assert slots._free == 2
+    wait_until(lambda: slots._computing == 0)  # the last thread is on its way out
+    assert slots.waiting == 0

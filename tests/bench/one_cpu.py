@@ -25,8 +25,6 @@ ROUNDS = 3
 SECONDS = 4.0
 # Texts in a request, clients.
 LOADS = [(1, 1), (1, 2), (1, 5), (1, 10), (1, 20), (1, 40), (1, 80), (BATCH, 1), (BATCH, 2)]
-# As many as Cloud Run sends to an instance at once, and some for the health checks.
-THREADS = 16
 P95_LIMIT_MS = 300
 # Cut at MAX_LENGTH. The largest request has MAX_TEXTS of them; it is reckoned from one of PAGES.
 PAGE = "深さ優先探索は、グラフを深く進めるだけ進む方法である。" * 30
@@ -71,7 +69,7 @@ def one_cpu_server(settings: Settings) -> Iterator[Server]:
     first, second = sorted(before)[:2]
     try:
         os.sched_setaffinity(0, {first})  # a new process inherits it
-        server = load.serve(settings, CACHE_SIZE="0", THREADS=str(THREADS))
+        server = load.serve(settings, CACHE_SIZE="0", MAX_QUEUE="1000", REQUEST_DEADLINE="1000")
         os.sched_setaffinity(0, {second})
         try:
             yield server

@@ -1,0 +1,267 @@
+"""A real Gunicorn with more to do than it can bear, and clients that are slow, many, or cut off."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.conftest import Server
+
+Start = Callable[..., Server]
+# Half a second of work for the tiny model, and many seconds.
+MANY = [f"{n}" for n in range(6_000)]
+ENDLESS = [f"{n}" for n in range(300_000)]
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(server.port)), timeout=30)
+
+
+def post(texts: list[str], *, head: str = "", length: int | None = None) -> bytes:
+    """The bytes of a request."""
+    body = json.dumps({"texts": texts}).encode()
+    lines = f"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n{head}"
+    return f"{lines}Content-Length: {length or len(body)}\r\n\r\n".encode() + body
+
+
+def answer(connection: socket.socket) -> tuple[int, dict[str, str], Any]:
+    """The next answer on a connection: status, headers, content."""
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return response.status, headers, json.loads(response.read())
+
+
+@contextmanager
+def clients(count: int, work: Callable[[], None]) -> Iterator[None]:
+    """Threads that do this again and again until the block is left; it fails if one of them failed."""
+    ended = threading.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            while not ended.is_set():
+                work()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+
+
+@pytest.fixture(scope="module")
+def small_queue(start: Start, tiny_model: Path) -> Server:
+    """One slot, and two requests may wait."""
+    return start(MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1, MAX_QUEUE=2, MAX_TEXTS=100_000).wait_until_ready()
+
+
+def test_a_full_queue_refuses_at_once_and_the_rest_is_right(small_queue: Server) -> None:
+    """With 6 clients of large batches: 429 or the right vectors, /health all the while, and peace afterwards."""
+    url = f"{small_queue.url}/embed"
+    first = requests.post(url, json={"texts": MANY[:1]}, timeout=30).json()["vectors"][0]
+    statuses: Counter[int] = Counter()
+
+    def client() -> None:
+        response = requests.post(url, json={"texts": MANY}, timeout=60)
+        statuses[response.status_code] += 1
+        if response.ok:
+            assert response.json()["vectors"][0] == first
+            return
+        assert response.headers["Retry-After"] == "1"
+        assert response.json() == {
+            "error": {
+                "message": "The queue is full: 2 requests wait already (MAX_QUEUE). Try again later.",
+                "type": "rate_limit_error",
+                "param": None,
+                "code": "queue_full",
+            }
+        }
+
+    with clients(6, client), requests.Session() as session:
+        while statuses[200] < 3 or statuses[429] < 20:
+            assert session.get(f"{small_queue.url}/health", timeout=30).ok
+            assert session.get(f"{small_queue.url}/readyz", timeout=30).ok
+    assert set(statuses) == {200, 429}
+    assert requests.post(url, json={"texts": ["cat"]}, timeout=30).ok
+
+
+@pytest.mark.parametrize("head", ["", "Connection: close\r\n"])
+def test_a_refused_connection_can_be_used_again(small_queue: Server, head: str) -> None:
+    """429 does not close a kept-alive connection, unless the client wants it."""
+    with ExitStack() as stack:
+        busy = [stack.enter_context(connect(small_queue)) for _ in range(3)]
+        for connection in busy:
+            connection.sendall(post(MANY))
+        time.sleep(0.2)
+        refused = stack.enter_context(connect(small_queue))
+        refused.sendall(post(["cat"], head=head))
+        assert answer(refused)[0] == 429
+        assert [answer(connection)[0] for connection in busy] == [200] * 3
+        if head:
+            assert refused.recv(1) == b""
+        else:
+            refused.sendall(post(["cat"]))
+            assert answer(refused)[0] == 200
+
+
+def test_a_large_body_is_refused_before_it_is_received(small_queue: Server) -> None:
+    """The client reads 429 although it has not sent everything."""
+    with ExitStack() as stack:
+        busy = [stack.enter_context(connect(small_queue)) for _ in range(3)]
+        for connection in busy:
+            connection.sendall(post(MANY))
+        time.sleep(0.2)
+        refused = stack.enter_context(connect(small_queue))
+        refused.sendall(post(["cat"], length=1_000_000))
+        assert answer(refused)[0] == 429
+        assert [answer(connection)[0] for connection in busy] == [200] * 3
+
+
+def test_a_request_that_takes_too_long(start: Start, tiny_model: Path) -> None:
+    """It stops between texts with 503 and says how far it came; the next request works."""
+    server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1, MAX_TEXTS=1_000_000, REQUEST_DEADLINE=4)
+    url = f"{server.wait_until_ready().url}/embed"
+    response = requests.post(url, json={"texts": ENDLESS}, timeout=30)
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("server_error", "deadline_exceeded")
+    assert " of 300000 texts: try again, with fewer texts at once." in error["message"]
+    assert requests.post(url, json={"texts": ["cat"]}, timeout=30).ok
+
+
+def test_many_clients_that_stop_in_the_middle(start: Start, tiny_model: Path) -> None:
+    """300 of them take no thread from others, and after 10 seconds each one is told."""
+    server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1, THREADS=1).wait_until_ready()
+    with ExitStack() as stack:
+        slow = [stack.enter_context(connect(server)) for _ in range(300)]
+        for number, connection in enumerate(slow):
+            connection.sendall([b"GET /health HTT", post(["cat"], length=1000)][number % 2])
+        for _ in range(20):
+            assert requests.post(f"{server.url}/embed", json={"texts": ["cat"]}, timeout=5).ok
+        for connection in slow:
+            status, headers, content = answer(connection)
+            assert (status, headers["connection"]) == (408, "close")
+            assert content["error"]["message"] == "The request did not arrive within 10 s."
+    assert requests.get(f"{server.url}/health", timeout=5).ok
+
+
+def test_a_request_in_many_parts_and_two_in_one(start: Start, tiny_model: Path) -> None:
+    """Bytes that come one by one make a request; what comes behind one is the next, whoever serves it."""
+    server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64).wait_until_ready()
+    with connect(server) as connection:
+        for byte in post(["cat"]):
+            connection.sendall(bytes([byte]))
+        status, _, alone = answer(connection)
+        assert status == 200
+        health = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+        large = [f"cat {'the ' * 20}{n}" for n in range(1000)]
+        connection.sendall(post(["cat"]) + health + post(large) + post(["cat"], head="Connection: close\r\n"))
+        assert answer(connection)[2] == alone
+        assert answer(connection)[2] == {"ok": True}
+        assert answer(connection)[2]["count"] == 1000
+        assert answer(connection)[2] == alone
+        assert connection.recv(1) == b""
+
+
+def test_sigterm_under_load(start: Start, tiny_model: Path) -> None:
+    """Every request that was sent gets an answer, what would take too long gets 503, and it ends within 8 seconds.
+
+    Idle connections and one that stopped in the middle are open all the while.
+    """
+    server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1, MAX_TEXTS=10_000_000, MAX_BODY_BYTES=100_000_000)
+    server.wait_until_ready()
+    statuses: Counter[int] = Counter()
+    lost: list[Exception] = []
+
+    def client(texts: list[str]) -> None:
+        while True:
+            try:
+                connection = connect(server)
+            except OSError:
+                return
+            with connection:
+                while True:
+                    try:
+                        connection.sendall(post(texts))
+                        status, headers, _ = answer(connection)
+                    except (OSError, http.client.HTTPException) as error:
+                        lost.append(error)
+                        return
+                    statuses[status] += 1
+                    if headers.get("connection") == "close":
+                        break
+
+    with ExitStack() as stack:
+        idle = [stack.enter_context(connect(server)) for _ in range(20)]
+        for connection in idle[:10]:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert answer(connection)[0] == 200
+        idle[0].sendall(b"POST /embed HTT")
+        endless = stack.enter_context(connect(server))
+        endless.sendall(post(ENDLESS))
+        threads = [threading.Thread(target=client, args=(MANY[: 1 + n % 3 * 100],)) for n in range(12)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        server.process.terminate()
+        stopped = time.monotonic()
+        assert answer(endless)[0] == 503
+        for thread in threads:
+            thread.join()
+        output, _ = server.process.communicate(timeout=30)
+        seconds = time.monotonic() - stopped
+    assert (server.process.returncode, lost) == (0, []), output
+    assert seconds < 8
+    assert statuses[200] > 20 and set(statuses) <= {200, 503}
+    assert "Traceback" not in output
+
+
+def test_kill_of_one_worker_under_load(start: Start, tiny_model: Path) -> None:
+    """Only what it had in flight fails: at most one request of each client, and the next one works."""
+    server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=2, WEB_CONCURRENCY=2).wait_until_ready()
+    while len(server.workers()) < 2:
+        time.sleep(0.01)
+    done, lost = Counter[int](), Counter[int]()
+    ended = threading.Event()
+
+    def client(number: int) -> None:
+        while not ended.is_set():
+            try:
+                response = requests.post(f"{server.url}/embed", json={"texts": MANY[:50]}, timeout=30)
+                assert response.ok
+                done[number] += 1
+            except requests.ConnectionError:
+                lost[number] += 1
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    while min((done[number] for number in range(8)), default=0) < 5:
+        time.sleep(0.01)
+    os.kill(server.workers()[0], signal.SIGKILL)
+    before = done.copy()
+    while min(done[number] - before[number] for number in range(8)) < 5:
+        time.sleep(0.01)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert max(lost.values(), default=0) <= 1
