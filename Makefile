@@ -29,7 +29,7 @@ image_args := $(foreach name,MODEL REVISION EFFORT PRECISION PYTHON_IMAGE TORCH_
 
 # pip must not run twice at once in one environment
 .NOTPARALLEL:
-.PHONY: run test model image image-check image-size image-start sbom audit bench recipes lint format lock clean
+.PHONY: run test model image image-check image-size image-start sbom audit bench soak recipes lint format lock clean
 
 # A sealed model folder is served as it is, whatever model it holds.
 run: $(venv)/.runtime $(venv)/.build
@@ -61,6 +61,10 @@ audit:
 
 bench: $(venv)/.runtime $(venv)/.build $(venv)/.test
 	$(bin)/python -m tests.bench
+
+# Twenty minutes at full load; SECONDS=… for another time.
+soak: $(venv)/.runtime $(venv)/.build $(venv)/.test
+	$(bin)/python -m tests.bench.soak
 
 # The tables of docs/quantization.md: every recipe that was tried, on two models.
 recipes: $(venv)/.runtime $(venv)/.build $(venv)/.test

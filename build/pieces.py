@@ -5,6 +5,7 @@ the pieces over these characters; app/tokenizer.py says what its rows are and se
 """
 
 import json
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ CHARACTERS = "tokenizer/characters.json"
 PIECES = "tokenizer/pieces.npy"
 # The rest is as app/tokenizer.py knows it: build/verify.py proves that both are at one.
 WORD_START = "▁"
-NO_PIECE, UNKNOWN = -1, -2
+NO_PIECE = -1
 # Code 0. Its name has several characters, so no character of a text is called so.
 NO_CHARACTER = "unknown character"
 # What the library takes off the least score for a character that is no piece (K_UNK_PENALTY, models/unigram/model.rs).
 UNKNOWN_PENALTY = 10.0
+TRIES = 64  # places at once for a node's children
 
 
 def write(out: Path) -> bool:
@@ -91,34 +93,94 @@ def _characters_json(
 
 def _trie(
     content: dict[str, Any], pieces: list[tuple[str, float]], codes: dict[str, int], added: dict[str, int]
-) -> NDArray[np.int64]:
-    """The table, (3, nodes) int64, level by level: so its keys are sorted."""
-    unknown = min(score for _, score in pieces) - UNKNOWN_PENALTY
-    rows = [([code], UNKNOWN, unknown) for code in codes.values()]  # of those that are pieces, the next row counts
+) -> NDArray[np.int32]:
+    """The table, (4, cells) int32."""
+    ids = [token["id"] for token in content["added_tokens"]]
+    unknown = max(len(pieces) - 1, *ids) + 1
+    scores = np.zeros(unknown + 1)
+    scores[: len(pieces)] = [score for _, score in pieces]
+    scores[unknown] = scores.min() - UNKNOWN_PENALTY
+    rows = [([code], unknown) for code in codes.values()]  # of those that are pieces, the next row counts
     rows += [
-        ([codes[character] for character in piece], number, score)
-        for number, (piece, score) in enumerate(pieces)
+        ([codes[character] for character in piece], number)
+        for number, (piece, _) in enumerate(pieces)
         if WORD_START not in piece[1:]  # it would reach over a word's end
     ]
-    rows += [([added[token["content"]]], token["id"], 0.0) for token in content["added_tokens"]]
-    lengths = np.array([len(row) for row, _, _ in rows])
-    characters = np.zeros((len(rows), lengths.max()), np.int64)
-    for number, (row, _, _) in enumerate(rows):
-        characters[number, : len(row)] = row
+    rows += [([added[token["content"]]], token["id"]) for token in content["added_tokens"]]
     alphabet = len(codes) + len(added)
-    keys = [np.array([-1])]
-    nodes, count = np.zeros(len(rows), np.int64), 1
-    for depth in range(lengths.max()):
+    parents, characters, found = _nodes(rows, alphabet)
+    bases, cells = _placed(parents, characters, alphabet)
+    # After the last cell as many more as there are codes, so that no base + code is out of the table.
+    width = max(cells.max() + 2 + alphabet, 2 * len(scores))
+    table = np.full((4, width + width % 2), NO_PIECE, np.int32)
+    table[0] = cells.max() + 1
+    table[0, cells] = bases
+    table[1, cells[alphabet:]] = characters[alphabet:]
+    table[2, cells] = found
+    table[3, : 2 * len(scores)] = scores.view(np.int32)
+    table[1, 0] = content["model"]["unk_id"]
+    return table
+
+
+def _nodes(
+    rows: list[tuple[list[int], int]], alphabet: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The trie's nodes, level by level, the first ones those of single codes: parent, code and piece, (nodes,) each."""
+    lengths = np.array([len(row) for row, _ in rows])
+    characters = np.zeros((len(rows), lengths.max()), np.int64)
+    for number, (row, _) in enumerate(rows):
+        characters[number, : len(row)] = row
+    nodes = characters[:, 0].copy()
+    parents, codes = [np.full(alphabet, -1)], [np.arange(alphabet)]
+    count = alphabet
+    for depth in range(1, lengths.max()):
         longer = lengths > depth
         level, place = np.unique(nodes[longer] * alphabet + characters[longer, depth], return_inverse=True)
         nodes[longer] = count + place
-        keys.append(level)
+        parents.append(level // alphabet)
+        codes.append(level % alphabet)
         count += len(level)
-    table = np.zeros((3, count), np.int64)
-    table[0] = np.concatenate(keys)
-    table[1] = NO_PIECE
-    for number, (_, piece, score) in enumerate(rows):
-        table[1, nodes[number]] = piece
-        table[2, nodes[number]] = np.float64(score).view(np.int64)
-    table[1, 0] = content["model"]["unk_id"]
-    return table
+    pieces = np.full(count, NO_PIECE)
+    for node, (_, piece) in zip(nodes, rows, strict=True):
+        pieces[node] = piece
+    return np.concatenate(parents), np.concatenate(codes), pieces
+
+
+def _placed(
+    parents: NDArray[np.int64], characters: NDArray[np.int64], alphabet: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Base and cell of each node: large families first, anywhere they fit; only children fill the holes."""
+    count = len(parents)
+    families, firsts, sizes = np.unique(parents[alphabet:], return_index=True, return_counts=True)
+    firsts += alphabet
+    cells = np.arange(count)
+    free = np.zeros(count + count // 20 + alphabet, bool)
+    free[alphabet:] = True
+    last = len(free) - alphabet
+    bases, used = np.zeros(count, np.int64), {0}
+    choice = np.random.default_rng(0)
+    for family in sorted(np.flatnonzero(sizes > 1), key=lambda family: -sizes[family]):
+        children = slice(firsts[family], firsts[family] + sizes[family])
+        codes = characters[children]
+        while True:
+            tried = choice.integers(alphabet, last, TRIES) - codes[0]
+            fitting = tried[free[tried[:, None] + codes].all(axis=1)].tolist()
+            if base := next((base for base in fitting if base > 0 and base not in used), 0):
+                break
+        bases[families[family]] = base
+        used.add(base)
+        cells[children] = base + codes
+        free[cells[children]] = False
+    holes = deque(np.flatnonzero(free).tolist())
+    for family in np.flatnonzero(sizes == 1):
+        child, skipped = firsts[family], []
+        while (base := holes[0] - int(characters[child])) in used:
+            skipped.append(holes.popleft())
+        bases[families[family]] = base
+        used.add(base)
+        cells[child] = holes.popleft()
+        holes.extendleft(reversed(skipped))
+    leaves = np.ones(count, bool)
+    leaves[families] = False
+    bases[leaves] = cells.max() + 1
+    return bases, cells

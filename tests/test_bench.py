@@ -1,4 +1,4 @@
-"""make bench measures and prints what the README shows."""
+"""make bench and make soak measure what the README shows; tests/test_bench_report.py is about how it is shown."""
 
 import os
 import shutil
@@ -8,8 +8,7 @@ import pytest
 import requests
 
 from app import cpu
-from tests.bench import __main__ as bench
-from tests.bench import load, one_cpu
+from tests.bench import engine, load, one_cpu, serving, soak
 
 
 @pytest.fixture
@@ -18,53 +17,81 @@ def quick(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("wrk") is None:
         give_up = pytest.fail if os.environ.get("CI") else pytest.skip
         give_up("wrk is missing: apt-get install wrk")
-    for module, seconds in ((bench, 0.2), (one_cpu, 2)):  # on one busy CPU, no request may be done in a second
+    for module, seconds in ((serving, 1), (one_cpu, 2)):  # on one busy CPU, no request may be done in a second
         monkeypatch.setattr(module, "ROUNDS", 1)
         monkeypatch.setattr(module, "SECONDS", seconds)
+    monkeypatch.setattr(serving, "CLIENTS", (1, 8))
     monkeypatch.setattr(one_cpu, "LOADS", [(1, 1), (1, 20), (32, 2)])
     monkeypatch.setenv("MODEL_DIR", str(tiny_model))
     monkeypatch.setenv("MAX_LENGTH", "64")
 
 
-def figures(output: str) -> dict[str, list[str]]:
-    """Label -> the other cells, of every row with figures."""
-    rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| ")]
-    return {row[0]: row[1:] for row in rows if len(row) > 1 and row[1][0].isdigit()}
+@pytest.mark.usefixtures("quick")
+def test_the_server_against_the_engine() -> None:
+    """Rates of each, milliseconds of one client, and the ratios of the same round."""
+    settings, texts = load.settings(), load.mixed_texts()
+    encode = engine.encode_with(engine.load(settings, "model_int8.onnx"))
+    found = serving.compare(settings, texts, {"int8": encode})
+    assert found["engine"]["int8"] > 0 and found["cache"]["hit_p50"] > 0
+    http = found["http"]
+    assert all(value > 0 for value in http.values())
+    assert http["batches_over_engine"] == pytest.approx(http["batches"] / found["engine"]["int8"])
+    assert engine.accuracy(encode, encode, texts)["min"] == pytest.approx(1)
 
 
 @pytest.mark.usefixtures("quick")
-def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
-    """In one short round, every row has its figure; the rows of one CPU come with it."""
-    bench.main()
-    rows = figures(capsys.readouterr().out)
-    assert len([label for label in rows if not label.startswith("one CPU") and "client" not in label]) == 13
-    assert all(
-        float(row[0].split()[0]) > 0 for label, row in rows.items() if "engine" in label or "HTTP" in label
-    ), rows
-    if cpu.available_cpus() > 1:
-        assert "one CPU: memory (PSS) after the load" in rows
+def test_latencies_and_fairness() -> None:
+    """Percentiles rise, for each number of clients and each length; alone and beside large batches."""
+    settings, texts = load.settings(), load.mixed_texts()
+    encoder = engine.load(settings, "model_int8.onnx")
+    found = serving.latencies(settings, texts, encoder)
+    assert [row["clients"] for row in found["latency_by_clients"]] == [1, 8]
+    assert [row["name"] for row in found["latency_by_length"]] == ["word", "sentence", "paragraph", "page"]
+    unfair = serving.fairness(settings, texts, encoder)
+    rows = [*found["latency_by_clients"], *found["latency_by_length"], unfair["unloaded"], unfair["loaded"]]
+    assert all(0 < row["p50"] <= row["p95"] <= row["p99"] for row in rows)
+
+
+@pytest.mark.usefixtures("quick")
+def test_overload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a short queue most clients are refused, and what is answered is counted."""
+    monkeypatch.setenv("MAX_QUEUE", "4")
+    found = serving.overload(load.settings(), load.mixed_texts())
+    assert found["offered"] > found["answered"] > 0
+    assert 0 < found["refused_p50"] <= found["refused_p99"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_start_and_memory() -> None:
+    """Seconds to the first vector, megabytes of a worker."""
+    found = serving.start_and_memory(load.settings())
+    assert 0 < found["start_seconds"] < 60 and found["memory"]["one_worker_mb"] > 10
+
+
+@pytest.mark.usefixtures("quick")
+def test_soak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short form of `make soak`: in 20 seconds, memory grows by a few percent at most."""
+    monkeypatch.setattr(soak, "TEXTS", 2000)
+    server = load.serve(load.settings(), CACHE_SIZE="1000").wait_until_ready()
+    try:
+        assert -0.5 < soak.soak(server, load.settings(), 20) < 0.05
+    finally:
+        server.stop()
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.skipif(cpu.available_cpus() < 2, reason="wrk needs a second CPU")
-def test_one_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_cpu() -> None:
     """Each load has texts/s, rising percentiles and CPU time; this process may use all its CPUs again."""
     before = os.sched_getaffinity(0)
-    one_cpu.measure(load.settings(), load.mixed_texts())
+    found = one_cpu.measure(load.settings(), load.mixed_texts())
     assert os.sched_getaffinity(0) == before
-    rows = figures(capsys.readouterr().out)
-    loads = {label: row for label, row in rows.items() if label.endswith(("client", "clients"))}
-    assert set(loads) == {"1 text a request, 1 client", "1 text a request, 20 clients", "32 texts a request, 2 clients"}
-    for row in loads.values():
-        texts_per_second, p50, p95, p99, cpu_ms = (float(cell.split()[0]) for cell in row)
-        assert texts_per_second > 0 and cpu_ms > 0
-        assert p50 <= p95 <= p99
-    assert set(rows) - set(loads) == {
-        "one CPU: most clients measured with p95 under 300 ms, 1 text a request",
-        "one CPU: `gunicorn` to first vector",
-        "one CPU: memory (PSS) after the load",
-        "one CPU: the largest request, 2,048 pages",
-    }
+    assert found is not None
+    assert [(row["texts"], row["clients"]) for row in found["loads"]] == [(1, 1), (1, 20), (32, 2)]
+    for row in found["loads"]:
+        assert row["texts_per_second"] > 0 and row["cpu_ms_per_text"] > 0
+        assert row["p50"] <= row["p95"] <= row["p99"]
+    assert found["start_seconds"] > 0 and found["memory_mb"] > 0 and found["largest_seconds"] > 0
 
 
 @pytest.mark.usefixtures("quick")

@@ -75,6 +75,8 @@ def embed_many() -> Response:
 
 def _query(*names: str) -> dict[str, str]:
     """The query's parameters, strictly UTF-8 (werkzeug would let wrong bytes through)."""
+    if not request.query_string:
+        return {}
     # curl and others send UTF-8 as it is, without percent signs
     encoded = quote(request.query_string, safe=string.punctuation)
     try:
@@ -123,18 +125,22 @@ def _body() -> dict[str, Any]:
 
 def _data() -> bytes:
     """The body's bytes, all of them."""
+    limit, length = settings().max_body_bytes, request.content_length
+    if (length or 0) > limit:
+        raise RequestEntityTooLarge
     try:
-        data = request.get_data(cache=False)
+        # Gunicorn's own stream: werkzeug's around it is for chunked bodies, and costs a fifth of the app's time
+        data: bytes = request.get_data(cache=False) if length is None else request.environ["wsgi.input"].read(length)
     except HTTPException:
         raise
     except OSError:
         raise RequestTimeout("The body did not arrive in time.") from None
     except Exception as error:  # the server's own, e.g. of a wrong chunk size
         raise InvalidRequest(f"The body cannot be read: {error}.") from None
-    if len(data) > settings().max_body_bytes:
+    if len(data) > limit:
         raise RequestEntityTooLarge
-    if len(data) < (request.content_length or 0):
-        raise InvalidRequest(f"The body ends after {len(data)} of {request.content_length} bytes (Content-Length).")
+    if len(data) < (length or 0):
+        raise InvalidRequest(f"The body ends after {len(data)} of {length} bytes (Content-Length).")
     return data
 
 

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import orjson
 import requests
@@ -22,13 +24,15 @@ BATCH = 32
 
 
 class Figures(NamedTuple):
-    """What wrk measured; latencies in milliseconds."""
+    """What wrk measured; latencies in milliseconds. answered and refused: requests, where clients pause."""
 
     requests: int
     seconds: float
     p50: float
     p95: float
     p99: float
+    answered: int = 0
+    refused: int = 0
 
     @property
     def requests_per_second(self) -> float:
@@ -52,11 +56,18 @@ def mixed_texts() -> list[str]:
     return mixed
 
 
-def write_bodies(folder: str, mixed: Sequence[str], size: int) -> Path:
+class Target(Protocol):
+    """A server to measure."""
+
+    @property
+    def url(self) -> str: ...
+
+
+def write_bodies(folder: str, mixed: Sequence[str], size: int, name: str = "", field: str = "texts") -> Path:
     """A file of request bodies, each with `size` texts; what does not fill a request is left out."""
-    path = Path(folder) / str(size)
+    path = Path(folder) / f"{field}{size}{name}"
     batches = (mixed[start : start + size] for start in range(0, len(mixed) - size + 1, size))
-    path.write_bytes(b"".join(orjson.dumps({"texts": batch}) + b"\n" for batch in batches))
+    path.write_bytes(b"".join(orjson.dumps({field: batch}) + b"\n" for batch in batches))
     return path
 
 
@@ -81,17 +92,36 @@ def until(true: Callable[[], bool]) -> None:
     sys.exit("the server does not answer")
 
 
-def wrk(server: Server, bodies: Path, clients: int, seconds: float) -> Figures:
+def wrk(server: Target, bodies: Path, clients: int, seconds: float, path: str = "/embed") -> Figures:
     """Each client sends its next request when it has the answer to the last; every request must succeed."""
+    return _wrk(server, bodies, clients, seconds, {"BENCH_PATH": path})
+
+
+def wrk_paced(server: Target, bodies: Path, clients: int, seconds: float, pause_seconds: float) -> Figures:
+    """The same with a pause before each request, and 429 is an answer, too."""
+    return _wrk(server, bodies, clients, seconds, {"BENCH_PAUSE": str(pause_seconds * 1e3)})
+
+
+@contextmanager
+def wrk_behind(server: Target, bodies: Path, clients: int, seconds: float) -> Iterator[None]:
+    """The same while the block runs."""
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(wrk, server, bodies, clients, seconds)
+        yield
+        load.result()
+
+
+def _wrk(server: Target, bodies: Path, clients: int, seconds: float, environ: dict[str, str]) -> Figures:
     command = ["wrk", "-t1", f"-c{clients}", f"-d{math.ceil(seconds)}s", "--timeout=30s", "-s"]
     command += [str(ROOT / "tests/bench/load.lua"), server.url]
-    environ = {**os.environ, "BENCH_BODIES": str(bodies)}
+    environ = {**os.environ, **environ, "BENCH_BODIES": str(bodies)}
     output = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
     line = next(line.split()[1:] for line in output.splitlines() if line.startswith("FIGURES"))
     done, failed = int(line[0]), int(line[1])
     if failed or not done:
         sys.exit(f"{failed} of {done} requests failed")
-    return Figures(done, *map(float, line[2:]))
+    seconds, p50, p95, p99 = map(float, line[2:6])
+    return Figures(done, seconds, p50, p95, p99, int(line[6]), int(line[7]))
 
 
 def pss_megabytes(server: Server) -> float:

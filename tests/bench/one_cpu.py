@@ -4,6 +4,7 @@ The server is pinned to one CPU and wrk to another, so the server gives itself o
 does with one vCPU. Without the rest of make bench: python -m tests.bench.one_cpu
 """
 
+import json
 import os
 import statistics
 import tempfile
@@ -11,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import requests
 
@@ -36,11 +37,10 @@ class Measured(NamedTuple):
     cpu_ms_per_text: float
 
 
-def measure(settings: Settings, texts: list[str]) -> None:
-    """Print a table of loads, the start and the memory; a new server in every round."""
+def measure(settings: Settings, texts: list[str]) -> dict[str, Any] | None:
+    """Loads, the start and the memory, a new server in every round; None where wrk has no CPU of its own."""
     if cpu.available_cpus() < 2:
-        print("One CPU: not measured, since wrk needs a second one.")
-        return
+        return None
     rounds: dict[tuple[int, int], list[Measured]] = {}
     starts, memory, largest = [], [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -56,10 +56,28 @@ def measure(settings: Settings, texts: list[str]) -> None:
                     rounds.setdefault((size, clients), []).append(measured)
                 largest.append(seconds_of_pages(server) / PAGES * settings.max_texts)
                 memory.append(load.pss_megabytes(server))
-    print_loads(rounds)
-    print(f"| one CPU: `gunicorn` to first vector | {statistics.median(starts):.2f} s |")
-    print(f"| one CPU: memory (PSS) after the load | {max(memory):.0f} MB |")
-    print(f"| one CPU: the largest request, {settings.max_texts:,} pages | {statistics.median(largest):.0f} s |")
+    found = [load_of(size, clients, measured) for (size, clients), measured in sorted(rounds.items())]
+    borne = [item["clients"] for item in found if item["texts"] == 1 and item["p95"] < P95_LIMIT_MS]
+    return {
+        "loads": found,
+        "most_clients": max(borne, default=0),
+        "p95_limit": P95_LIMIT_MS,
+        "start_seconds": statistics.median(starts),
+        "memory_mb": max(memory),
+        "largest_texts": settings.max_texts,
+        "largest_seconds": statistics.median(largest),
+    }
+
+
+def load_of(size: int, clients: int, measured: list[Measured]) -> dict[str, Any]:
+    """Medians of the rounds; milliseconds."""
+    return {
+        "texts": size,
+        "clients": clients,
+        "texts_per_second": statistics.median(each.figures.requests_per_second for each in measured) * size,
+        **{name: statistics.median(getattr(each.figures, name) for each in measured) for name in ("p50", "p95", "p99")},
+        "cpu_ms_per_text": statistics.median(each.cpu_ms_per_text for each in measured),
+    }
 
 
 @contextmanager
@@ -117,20 +135,5 @@ def cpu_seconds_when_idle(server: Server) -> float:
     return seconds[-1]
 
 
-def print_loads(rounds: dict[tuple[int, int], list[Measured]]) -> None:
-    print("| one CPU | texts/s | p50 | p95 | p99 | CPU time a text |\n| --- | --- | --- | --- | --- | --- |")
-    borne = 0
-    for (size, clients), measured in sorted(rounds.items()):
-        rate = statistics.median(each.figures.requests_per_second for each in measured) * size
-        p50, p95, p99 = (statistics.median(each.figures[column] for each in measured) for column in (2, 3, 4))
-        cpu_ms = statistics.median(each.cpu_ms_per_text for each in measured)
-        label = f"{size} text{'s' * (size > 1)} a request, {clients} client{'s' * (clients > 1)}"
-        print(f"| {label} | {rate:.0f} | {p50:.0f} ms | {p95:.0f} ms | {p99:.0f} ms | {cpu_ms:.2f} ms |")
-        if size == 1 and p95 < P95_LIMIT_MS:
-            borne = max(borne, clients)
-    print(f"\n| one CPU: most clients measured with p95 under {P95_LIMIT_MS} ms, 1 text a request | {borne} |")
-    print("| --- | --- |")
-
-
 if __name__ == "__main__":
-    measure(load.settings(), load.mixed_texts())
+    print(json.dumps(measure(load.settings(), load.mixed_texts()), indent=1))
