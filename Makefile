@@ -60,7 +60,7 @@ audit:
 	@sh requirements/audit
 
 bench: $(venv)/.runtime $(venv)/.build $(venv)/.test
-	$(bin)/python -m tests.bench
+	TORCH_INDEX='$(TORCH_INDEX)' $(bin)/python -m tests.bench
 
 # Twenty minutes at full load; SECONDS=… for another time.
 soak: $(venv)/.runtime $(venv)/.build $(venv)/.test

@@ -36,9 +36,9 @@ class Settings:
         # One worker process for every 4 CPUs: workers cost memory, threads share it.
         if not self.web_concurrency:
             object.__setattr__(self, "web_concurrency", math.ceil(self.cpus / CPUS_PER_WORKER))
-        # A thread for each request that may be there at once: those that wait, and as many as slots that run.
+        # A thread for each request that may be there at once: those that wait, and those that run.
         if not self.threads:
-            object.__setattr__(self, "threads", self.max_queue + self.slots)
+            object.__setattr__(self, "threads", self.max_queue + self.slots + 1)
 
     @property
     def slots(self) -> int:

@@ -22,12 +22,14 @@ class Slots(Generic[T, R]):
 
     A request given to `submit` waits for a slot before anything is done for it, and then runs in one thread from its
     first byte to its last: the one text that most requests have is computed right there, without a change of threads.
+    One request more than there are CPUs may run, or a CPU is idle while another is parsed or answered (a tenth of the
+    time).
     A request of many texts gives its slot back, and its texts are computed by threads of this object. Whole requests
     and such texts take turns in the order of their tickets; a request of many draws a new ticket for each text, so
     that a thousand texts do not hold up one.
 
-    Requests do not wait for the texts of others that are being computed: while fewer than `count` requests run, the
-    next one runs beside these texts and shares the CPUs with them. Otherwise a word would wait for a page.
+    Requests do not wait for the texts of others that are being computed: they run beside these and share the CPUs with
+    them. Otherwise a word would wait for a page.
 
     Nothing is begun after its deadline. Call `start` in the process that works: threads do not survive a fork.
 
@@ -147,8 +149,10 @@ class Slots(Generic[T, R]):
     def _next(self) -> "_Request | _Text[T, R] | None":
         """Whose turn it is, if there is a slot and a thread for it."""
         has_thread = self._idle_threads or self._started_threads < self._threads
-        request = self._requests[0] if self._requests and has_thread and self._running < self._count else None
-        batch = self._batches[0] if self._batches and self._running + self._computing < self._count else None
+        most = self._count + 1
+        request = self._requests[0] if self._requests and has_thread and self._running < most else None
+        free = self._computing < self._count and self._running + self._computing < most
+        batch = self._batches[0] if self._batches and free else None
         if batch and (not request or batch.ticket < request.ticket):
             self._computing += 1
             return self._next_text()

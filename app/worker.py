@@ -38,6 +38,8 @@ LINGER_SECONDS = 2
 LAST_LINGER_SECONDS = 0.5  # within ANSWER_SECONDS, when the worker stops
 # A stopping worker's last deadline is so long before its end, for answers to be sent.
 ANSWER_SECONDS = 1.5
+# Who has waited longer is looked for before its request is begun: under overload clients give up and go.
+PATIENCE_SECONDS = 0.1
 BUFFER_BYTES = 64 * 1024
 LIGHT_THREADS = 4
 BODY_THREADS = 16
@@ -167,8 +169,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             return
         self.poller.unregister(connection.sock)
         connection.until = None
-        deadline = time.monotonic() + self.deadline_seconds
-        serve = partial(self._serve, connection)
+        now = time.monotonic()
+        deadline = now + self.deadline_seconds
+        serve = partial(self._serve, connection, now + PATIENCE_SECONDS)
         if is_light:
             self.tpool.submit(serve)
         elif is_whole:
@@ -189,9 +192,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         else:
             self._close_gently(connection)
 
-    def _serve(self, connection: Connection) -> None:
-        """Let Gunicorn and the app answer a request, in this thread."""
+    def _serve(self, connection: Connection, patient_until: float) -> None:
+        """Let Gunicorn and the app answer a request, in this thread. A client that has left meanwhile gets nothing."""
         keep = False
+        if time.monotonic() > patient_until and has_left(connection.sock):
+            self.method_queue.defer(self._served, connection, keep)
+            return
         try:
             connection.init()
             connection.parser.unreader.unread(connection.received)
@@ -273,6 +279,16 @@ def _length(received: bytes) -> float | None:
         return float("inf")
     length = LENGTH.search(received, 0, end + 2)
     return end + 4 + (int(length[1]) if length else 0)
+
+
+def has_left(client: socket.socket) -> bool:
+    """Whether it has closed the connection, or its own half, which cannot be told apart."""
+    try:
+        return not client.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _answer(status: HTTPStatus, body: bytes, headers: str = "") -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import requests
 
+from app import worker
 from tests.conftest import Server
 
 Start = Callable[..., Server]
@@ -134,6 +135,17 @@ def test_a_large_body_is_refused_before_it_is_received(small_queue: Server) -> N
         refused.sendall(post(["cat"], length=1_000_000))
         assert answer(refused)[0] == 429
         assert [answer(connection)[0] for connection in busy] == [200] * 3
+
+
+def test_who_has_left() -> None:
+    """A closed connection is found; an open one is not, whether the client has sent more or not."""
+    for act, left in ((socket.socket.close, True), (lambda client: client.send(b"a"), False)):
+        server, client = socket.socketpair()
+        with server, client:
+            server.setblocking(False)
+            assert not worker.has_left(server)
+            act(client)
+            assert worker.has_left(server) == left
 
 
 def test_a_request_that_takes_too_long(start: Start, tiny_model: Path) -> None:

@@ -48,7 +48,7 @@ def test_malformed_value(name: str, value: str) -> None:
 
 def test_cpus_decide_on_workers_threads_and_slots() -> None:
     """CPUS overrules what is counted; a worker for every 4 CPUs, slots as CPUs, threads for all that run or wait."""
-    for cpus, workers, threads, slots in ((1, 1, 65, 1), (2, 1, 66, 2), (8, 2, 68, 4)):
+    for cpus, workers, threads, slots in ((1, 1, 66, 1), (2, 1, 67, 2), (8, 2, 69, 4)):
         settings = Settings.from_env({"CPUS": str(cpus)})
         assert (settings.web_concurrency, settings.threads, settings.slots) == (workers, threads, slots)
     assert Settings.from_env({"CPUS": "8", "WEB_CONCURRENCY": "8"}).slots == 1

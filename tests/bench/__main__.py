@@ -24,7 +24,6 @@ from tests.bench.load import BATCH
 from tests.conftest import ROOT
 
 Result = dict[str, Any]
-PEER_ROUNDS = 3
 
 
 def main() -> None:
@@ -68,22 +67,23 @@ def measure(settings: Settings, manifest: Manifest, with_peers: bool) -> Result:
     add("one CPU", {"one_cpu": one_cpu.measure(settings, texts)})
     if with_peers:
         reference = fp32.encode(texts).vectors
-        add("peers", {"peers": [measured(peer, source.folder, texts, reference) for peer in peers.PEERS]})
+        add("peers", {"peers": [measured(peer, settings, source.folder, texts, reference) for peer in peers.PEERS]})
     return result
 
 
-def measured(peer: peers.Peer, source: Path, texts: list[str], reference: Any) -> Result:
+def measured(peer: peers.Peer, settings: Settings, source: Path, texts: list[str], reference: Any) -> Result:
     """One of the others, under the same load; a server of its own in each of three rounds."""
     print(f"{peer.name} …", file=sys.stderr, flush=True)
-    peers.prepare(peer, source)
+    peers.prepare(peer, source, settings.max_length)
     rounds: list[Result] = []
+    accuracy: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         prompt = "" if peer.prompts else peers.models.default_prompt(source)
         prompted = [prompt + text for text in texts]
         bodies = {size: load.write_bodies(folder, prompted, size, peer.folder, peer.field) for size in (1, BATCH)}
-        for _ in range(PEER_ROUNDS):
+        for _ in range(peers.ROUNDS):
             with peers.serve(peer, source, cpu.available_cpus()) as server:
-                seconds = serving.SECONDS
+                seconds = peers.SECONDS
                 rounds.append(
                     {
                         "start_seconds": server.seconds,
@@ -93,14 +93,15 @@ def measured(peer: peers.Peer, source: Path, texts: list[str], reference: Any) -
                         "memory_mb": server.pss_megabytes(),
                     }
                 )
-                alone, batched = (peers.accuracy(server, texts, reference, size) for size in (1, BATCH))
+                if not accuracy:
+                    accuracy = [peers.accuracy(server, texts, reference, size) for size in (1, BATCH)]
     return {
         "name": peer.name,
         "versions": peer.versions,
         "int8": peer.int8,
         **serving.medians(rounds),
-        "alone": alone,
-        "batched": batched,
+        "alone": accuracy[0],
+        "batched": accuracy[1],
     }
 
 

@@ -50,8 +50,8 @@ def soak(server: Server, settings: Settings, seconds: float) -> float:
     first, last = statistics.median(samples[:part]), statistics.median(samples[-part:])
     growth = last / first - 1
     print(
-        f"{seconds:.0f} s, {CLIENTS} clients: {first:.1f} MB after {seconds * WARM_UP_SHARE:.0f} s, {last:.1f} MB at the "
-        f"end ({growth:+.2%}), at most {max(samples):.1f} MB"
+        f"{seconds:.0f} s, {CLIENTS} clients: {first:.1f} MB after {seconds * WARM_UP_SHARE:.0f} s, {last:.1f} MB at "
+        f"the end ({growth:+.2%}), at most {max(samples):.1f} MB"
     )
     return growth
 
