@@ -30,8 +30,12 @@ bind = f"0.0.0.0:{settings.port}"
 worker_class = Worker
 workers = settings.web_concurrency
 threads = settings.threads
+# Idle connections, and those that the queue and the threads may have.
+worker_connections = 1000 + settings.max_queue + settings.threads
+# It would wait for a client that does not read for ever.
+sendfile = False
 loglevel = settings.log_level
-# The app and the tokenizer (285 MB) are loaded once and shared copy-on-write.
+# The app is loaded once and shared copy-on-write.
 preload_app = True
 # Load balancers keep connections open and reuse them: closing first gives their clients 502s.
 keepalive = 75

@@ -186,7 +186,7 @@ class Encoder:
         full = [before + text for text in texts] if before else list(texts)
         distinct = list(dict.fromkeys(full))
         found = {text: entry for text in distinct if (entry := self._cache.get(text))}
-        missing = {text: self._tokenize(text, self.max_length) for text in distinct if text not in found}
+        missing = {text: self._tokenize(text, self.max_length, len(full)) for text in distinct if text not in found}
         lengths = {text: item.tokens for text, item in (found | missing).items()}
         tokens = [lengths[text] for text in full]
         truncated = [n > self.max_length for n in tokens]
@@ -203,6 +203,8 @@ class Encoder:
         for text, vector in zip(order, vectors, strict=True):
             found[text] = _Entry(vector, lengths[text])
             self._cache.put(text, found[text])
+        if len(full) > 1:  # the answer to one fits into the socket's buffer, others may wait for a slow client
+            self.slots.leave()
         rows = np.array([found[text].vector for text in full], np.float32)
         return Embeddings(rows.reshape(len(full), self.dimension), tokens, truncated)
 
@@ -218,22 +220,23 @@ class Encoder:
             raise InvalidRequest(f"prompt_name is {name[:60]!r}; the model's prompts are: {known}.", "prompt_name")
         return prompts[name]
 
-    def _tokenize(self, text: str, max_length: int) -> _Tokenized:
-        with self._one_long_text if len(text) > PIECE_CHARACTERS else nullcontext():
-            room = max_length - len(self._tokenizer.prefix) - len(self._tokenizer.suffix)
-            content: list[int] = []
-            count = 0
-            for piece in _pieces(text):
-                if len(piece) > MAX_PIECE_CHARACTERS:
-                    raise TextTooLong(
-                        f"A text has {len(piece)} characters without a space, "
-                        f"over the limit of {MAX_PIECE_CHARACTERS}: split it into several."
-                    )
+    def _tokenize(self, text: str, max_length: int, texts: int = 1) -> _Tokenized:
+        room = max_length - len(self._tokenizer.prefix) - len(self._tokenizer.suffix)
+        content: list[int] = []
+        count = 0
+        for piece in _pieces(text):
+            if len(piece) > MAX_PIECE_CHARACTERS:
+                raise TextTooLong(
+                    f"A text has {len(piece)} characters without a space, "
+                    f"over the limit of {MAX_PIECE_CHARACTERS}: split it into several."
+                )
+            self.slots.check(texts)
+            with self._one_long_text if len(text) > PIECE_CHARACTERS else nullcontext():
                 ids = self._tokenizer(piece)
-                content += ids[: room - len(content)]
-                count += len(ids)
-            if len(text) > TRIM_CHARACTERS:
-                _malloc_trim(0)
+            content += ids[: room - len(content)]
+            count += len(ids)
+        if len(text) > TRIM_CHARACTERS:
+            _malloc_trim(0)
         ids = self._tokenizer.prefix + content + self._tokenizer.suffix
         return _Tokenized(np.array(ids, np.int64), len(self._tokenizer.prefix) + count + len(self._tokenizer.suffix))
 

@@ -84,6 +84,12 @@ class Slots(Generic[T, R]):
         """From now on no deadline is later than this, in seconds of time.monotonic()."""
         self._end = at
 
+    def leave(self) -> None:
+        """Give back the slot of the request that this thread runs: nothing is left to compute."""
+        with self._lock:
+            self._give_back(self._here.request)
+            self._hand_out()
+
     def check(self, texts: int) -> None:
         """
         Raises:
@@ -105,9 +111,7 @@ class Slots(Generic[T, R]):
         if request and request.has_slot and len(items) == 1:
             return [self._work(items[0])]
         with self._lock:
-            if request and request.has_slot:
-                request.has_slot = False
-                self._running -= 1
+            self._give_back(request)
             alone = len(items) == 1 and self._running + self._computing < self._count
             if alone:
                 self._computing += 1
@@ -123,6 +127,11 @@ class Slots(Generic[T, R]):
             with self._lock:
                 self._computing -= 1
                 self._hand_out()
+
+    def _give_back(self, request: "_Request | None") -> None:
+        if request and request.has_slot:
+            request.has_slot = False
+            self._running -= 1
 
     def _is_late(self, deadline: float) -> bool:
         return time.monotonic() > min(deadline, self._end)
@@ -148,24 +157,31 @@ class Slots(Generic[T, R]):
 
     def _next(self) -> "_Request | _Text[T, R] | None":
         """Whose turn it is, if there is a slot and a thread for it."""
-        has_thread = self._idle_threads or self._started_threads < self._threads
         most = self._count + 1
-        request = self._requests[0] if self._requests and has_thread and self._running < most else None
+        request = self._requests[0] if self._requests and self._running < most and self._has_thread() else None
         free = self._computing < self._count and self._running + self._computing < most
         batch = self._batches[0] if self._batches and free else None
         if batch and (not request or batch.ticket < request.ticket):
             self._computing += 1
             return self._next_text()
         if request:
-            if not self._idle_threads:
-                self._started_threads += 1
-                self._idle_threads += 1
-                threading.Thread(target=self._run_requests, name="request", daemon=True).start()
             self._idle_threads -= 1
             self._running += 1
             request.has_slot = True
             return self._requests.popleft()
         return None
+
+    def _has_thread(self) -> bool:
+        """Whether a thread is idle; one more is started if there may be."""
+        if not self._idle_threads and self._started_threads < self._threads:
+            try:
+                threading.Thread(target=self._run_requests, name="request", daemon=True).start()
+            except RuntimeError:  # the system's limit: those that are there go on
+                logger.exception("no more threads than %d", self._started_threads)
+                return False
+            self._started_threads += 1
+            self._idle_threads += 1
+        return self._idle_threads > 0
 
     def _next_text(self) -> "_Text[T, R]":
         batch = self._batches.popleft()

@@ -47,7 +47,11 @@ class Tokenizer:
         library = tokenizers.Tokenizer.from_file(str(file))
         library.no_padding()
         library.no_truncation()
-        return cls(library, Pieces.load(file.with_name(PIECES), library) if file.name == CHARACTERS else None)
+        if file.name != CHARACTERS:
+            return cls(library)
+        # Its cache of 10,000 words saves nothing here, and could grow to 90 MB in each worker.
+        library.model._resize_cache(0)
+        return cls(library, Pieces.load(file.with_name(PIECES), library))
 
     def __call__(self, text: str) -> list[int]:
         """All ids of a text, however long it is."""

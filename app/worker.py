@@ -4,9 +4,9 @@ Gunicorn's threaded worker gives each readable connection to a thread, and those
 without end. Here the main thread watches all connections and receives the requests:
 
     not all there yet       stays with the main thread, for RECEIVE_SECONDS: a slow client costs no thread
-    nothing to compute      a few threads of their own: /health does not wait for texts
+    /health and the like    a few threads of their own: they wait for nobody
     something to compute    waits for a slot, unparsed (app/slots.py); over MAX_QUEUE it is refused at once
-    over BUFFER_BYTES       threads that may wait for the rest of a body
+    all others              threads that may wait for the client: large bodies, /docs
 
 Parsing, calling the app and answering are Gunicorn's, in the thread that serves the request.
 """
@@ -19,6 +19,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -40,27 +41,33 @@ LAST_LINGER_SECONDS = 0.5  # within ANSWER_SECONDS, when the worker stops
 ANSWER_SECONDS = 1.5
 # Who has waited longer is looked for before its request is begun: under overload clients give up and go.
 PATIENCE_SECONDS = 0.1
+# How often it is looked whose time is up.
+LOOK_SECONDS = 0.1
 BUFFER_BYTES = 64 * 1024
-LIGHT_THREADS = 4
-BODY_THREADS = 16
-# Requests that compute nothing. A path with % might be any.
+PROBE_THREADS = 2
+OTHER_THREADS = 16
+PROBE = re.compile(rb"(?:GET|HEAD) /(?:healthz?|readyz)? ")
+# Requests that compute nothing, either. A path with % might be any.
 LIGHT = re.compile(rb"(?:GET|HEAD|OPTIONS) /(?!embed[? ])[^ %]* ")
-LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})[ \t]*\r\n", re.IGNORECASE)
-# The length of these is for Gunicorn to find out.
-UNKNOWN_LENGTH = re.compile(rb"\r\n(?:transfer-encoding|expect|upgrade):", re.IGNORECASE)
-CLOSES = re.compile(rb"\A[^\r]* HTTP/1\.0\r|\r\nconnection:[ \t]*close", re.IGNORECASE)
+LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})\r\n")
+# With these the length of a request, and whether it is one, is for Gunicorn to find out.
+UNKNOWN_LENGTH = re.compile(rb"transfer-encoding|\n(?:expect|upgrade)|[ \t]:|[^\r]\n")
+# After a refusal these are closed: who wants it, HTTP/1.0, and who would take the body for the next answer.
+CLOSES = re.compile(rb"\AHEAD |\A[^\r]* HTTP/1\.0\r|\r\nconnection:[ \t]*close", re.IGNORECASE)
 
 
 class Connection(GunicornConnection):  # type: ignore[misc]  # gunicorn has no types
     """Gunicorn's connection, what was received of its next request, and when it is given up.
 
     until: in seconds of time.monotonic(); None while a thread serves it.
+    cut_off: when nothing more of a body is received that a thread waits for.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.received = b""
         self.until: float | None = None
+        self.cut_off: float | None = None
         self.closing = False
         self.data_ready = True  # Gunicorn need not wait
 
@@ -83,7 +90,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self.max_queue = settings.max_queue
         self.deadline_seconds = settings.request_deadline
         self.connections: set[Connection] = set()
-        self.body_threads = _Threads(BODY_THREADS)
+        self.other_threads = _Threads(OTHER_THREADS)
+        self.accept_after = self.next_look = 0.0
         body = error_body(QueueFull.status, str(QueueFull(self.max_queue)), QueueFull.code)
         self.refusal = _answer(QueueFull.status, body, f"Retry-After: {QUEUE_RETRY_SECONDS}\r\n")
         for listener in self.sockets:
@@ -91,14 +99,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 listener.sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", RECEIVE_SECONDS, 0))
 
     def get_thread_pool(self) -> "_Threads":
-        """Gunicorn asks for it; here it is for what computes nothing."""
-        return _Threads(LIGHT_THREADS)
+        """Gunicorn asks for it; here it is for probes."""
+        return _Threads(PROBE_THREADS)
 
     def run(self) -> None:
         """The main thread's loop; then answer what was admitted, in time or with 503, and end."""
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
         while self.alive and self.is_parent_alive():
-            self.set_accept_enabled(len(self.connections) < self.worker_connections)
+            is_full = len(self.connections) >= self.worker_connections or time.monotonic() < self.accept_after
+            self.set_accept_enabled(not is_full)
             self._turn(1.0)
         self.alive = False
         for listener in self.sockets:
@@ -108,25 +117,43 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         for listener in self.sockets:
             listener.close()
         now = time.monotonic()
-        self.slots.end(now + self.cfg.graceful_timeout - ANSWER_SECONDS)
+        end = now + self.cfg.graceful_timeout - ANSWER_SECONDS
+        self.slots.end(end)
         for connection in self.connections:
             if connection.until is not None:
                 connection.until = min(connection.until, now + LINGER_SECONDS)
         while self.connections and time.monotonic() < now + self.cfg.graceful_timeout:
+            for connection in self.connections:
+                connection.until = connection.until and min(connection.until, end)
+                connection.cut_off = connection.cut_off and min(connection.cut_off, end)
             self._turn(0.1)
 
     def _turn(self, timeout_seconds: float) -> None:
         self.notify()
         self.wait_for_and_dispatch_events(timeout_seconds)
         now = time.monotonic()
-        for connection in [item for item in self.connections if item.until is not None and item.until < now]:
-            self._give_up(connection)
+        if now < self.next_look:
+            return
+        self.next_look = now + LOOK_SECONDS
+        for connection in list(self.connections):
+            if connection.until is not None and connection.until < now:
+                self._give_up(connection)
+            elif connection.cut_off is not None and connection.cut_off < now:
+                connection.cut_off = None
+                with suppress(OSError):
+                    connection.sock.shutdown(socket.SHUT_RD)
 
     def accept(self, listener: Any) -> bool:
         """Take a new connection and wait for its request; whether there was one."""
         try:
             client, address = listener.accept()
-        except OSError:  # another worker has it, or it is gone
+        except BlockingIOError:  # another worker has it
+            return False
+        except ConnectionAbortedError:
+            return True
+        except OSError as error:
+            self.log.error("No connection can be accepted for a second: %s", error)
+            self.accept_after = time.monotonic() + 1
             return False
         connection = Connection(self.cfg, client, address, listener.getsockname())
         self.connections.add(connection)
@@ -163,21 +190,26 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         is_whole = length is not None and len(received) >= length
         if not is_whole and not is_ended and len(received) < BUFFER_BYTES and (length or 0) <= BUFFER_BYTES:
             return
+        is_probe = is_whole and PROBE.match(received)
         is_light = is_whole and LIGHT.match(received)
-        if not is_light and self.slots.waiting >= self.max_queue:
-            self._refuse(connection, keep=len(received) == length and not CLOSES.search(received))
+        waiting = 0 if is_light else self.slots.waiting
+        if not is_whole or is_light:
+            waiting = max(waiting, self.other_threads.waiting)
+        if waiting >= self.max_queue and not is_probe:
+            self._refuse(connection, keep=self.alive and len(received) == length and not CLOSES.search(received))
             return
         self.poller.unregister(connection.sock)
         connection.until = None
         now = time.monotonic()
         deadline = now + self.deadline_seconds
         serve = partial(self._serve, connection, now + PATIENCE_SECONDS)
-        if is_light:
+        if is_probe:
             self.tpool.submit(serve)
-        elif is_whole:
+        elif is_whole and not is_light:
             self.slots.submit(serve, deadline)
         else:
-            self.body_threads.submit(partial(self.slots.run, serve, deadline))
+            connection.cut_off = deadline
+            self.other_threads.submit(partial(self.slots.run, serve, deadline))
 
     def _refuse(self, connection: Connection, keep: bool) -> None:
         """Answer 429 right here; the request is not parsed, so that refusing costs next to nothing."""
@@ -207,6 +239,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 connection.received = connection.parser.unreader.take_buffered()
         except Exception:
             self.log.exception("unexpected error")
+        connection.cut_off = None
         if keep and not connection.received:
             self._watch(connection)
         else:
@@ -219,6 +252,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             return
         self._watch(connection)
         if keep:
+            connection.until = time.monotonic() + RECEIVE_SECONDS
             self._dispatch(connection)
         else:
             self._close_gently(connection)
@@ -228,10 +262,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if connection.received and not connection.closing:
             message = f"The request did not arrive within {RECEIVE_SECONDS} s."
             body = error_body(HTTPStatus.REQUEST_TIMEOUT, message, "request_timeout")
-            try:
+            with suppress(OSError):
                 connection.sock.send(_answer(HTTPStatus.REQUEST_TIMEOUT, body, "Connection: close\r\n"))
-            except OSError:
-                pass
             self._close_gently(connection)
         else:
             self._close(connection)
@@ -246,7 +278,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._close(connection)
 
     def _close(self, connection: Connection) -> None:
-        self.poller.unregister(connection.sock)
+        with suppress(KeyError):  # a thread is about to register it; closed sockets are forgotten
+            self.poller.unregister(connection.sock)
         self.connections.discard(connection)
         connection.sock.close()
 
@@ -258,6 +291,10 @@ class _Threads:
         self._waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         for _ in range(count):
             threading.Thread(target=self._run, daemon=True).start()
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting.qsize()
 
     def submit(self, run: Callable[[], None]) -> None:
         self._waiting.put(run)
@@ -275,9 +312,10 @@ def _length(received: bytes) -> float | None:
     end = received.find(b"\r\n\r\n")
     if end < 0:
         return None
-    if UNKNOWN_LENGTH.search(received, 0, end + 2):
+    head = received[: end + 2].lower()
+    length = LENGTH.search(head)
+    if head.count(b"content-length") != bool(length) or UNKNOWN_LENGTH.search(head):
         return float("inf")
-    length = LENGTH.search(received, 0, end + 2)
     return end + 4 + (int(length[1]) if length else 0)
 
 

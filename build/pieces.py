@@ -56,7 +56,7 @@ def _is_supported(content: dict[str, Any]) -> bool:
     if model.get("type") != "Unigram" or model["unk_id"] is None or model.get("byte_fallback"):
         return False
     names = [piece for piece, _ in model["vocab"]]
-    if len(set(names)) < len(names) or "" in names:
+    if len(set(names)) < len(names) or "" in names or WORD_START not in names or names[model["unk_id"]] == WORD_START:
         return False
     step = content["pre_tokenizer"] or {}
     *before, last = step["pretokenizers"] if step.get("type") == "Sequence" else [step]
