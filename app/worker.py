@@ -119,13 +119,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         now = time.monotonic()
         end = now + self.cfg.graceful_timeout - ANSWER_SECONDS
         self.slots.end(end)
-        for connection in self.connections:
-            if connection.until is not None:
-                connection.until = min(connection.until, now + LINGER_SECONDS)
+        latest = now + LINGER_SECONDS
         while self.connections and time.monotonic() < now + self.cfg.graceful_timeout:
             for connection in self.connections:
-                connection.until = connection.until and min(connection.until, end)
-                connection.cut_off = connection.cut_off and min(connection.cut_off, end)
+                if connection.until is not None:
+                    connection.until = min(connection.until, latest)
+                if connection.cut_off is not None:
+                    connection.cut_off = min(connection.cut_off, end)
+            latest = end
             self._turn(0.1)
 
     def _turn(self, timeout_seconds: float) -> None:
