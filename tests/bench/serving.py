@@ -147,7 +147,7 @@ def overload(settings: Settings, texts: list[str]) -> Result:
     refused_ms: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         singles = load.write_bodies(folder, texts, 1)
-        server = load.serve(settings, CACHE_SIZE="0").wait_until_ready()
+        server = load.serve(settings, CACHE_SIZE="0", MAX_QUEUE=str(settings.max_queue)).wait_until_ready()
         try:
             for _ in range(ROUNDS):
                 capacity = load.wrk(server, singles, MANY_CLIENTS, SECONDS).requests_per_second
