@@ -297,7 +297,7 @@ os.execvp("gunicorn", ["gunicorn"])
     ("environ", "message"),
     [
         ({"MODEL_PATH": "model_other.onnx"}, "Model file not found: model/model_other.onnx"),
-        ({"TOKENIZER_PATH": "/nowhere"}, "Tokenizer file not found: /nowhere/tokenizer.json"),
+        ({"TOKENIZER_PATH": "/nowhere"}, "Tokenizer file not found: /nowhere/"),
         ({"MAX_LENGTH": "many"}, "MAX_LENGTH is 'many'; it must be a whole number of at least 3."),
     ],
 )
