@@ -71,6 +71,11 @@ class Manifest:
     build_key: str
     format: int = FORMAT
 
+    @property
+    def tokenizer(self) -> str:
+        """The tokenizer's file that the server reads."""
+        return CHARACTERS if CHARACTERS in self.files else TOKENIZER
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1) + "\n"
 
@@ -141,7 +146,7 @@ class Artifact:
             raise BootError(f"Model file not found: {model_file} – {REMEDY} (or set MODEL_PATH).")
         manifest = Manifest.load(model_dir)
         if tokenizer_file.suffix != ".json":
-            tokenizer_file /= Path(CHARACTERS if CHARACTERS in manifest.files else TOKENIZER).name
+            tokenizer_file /= Path(manifest.tokenizer).name
         if not tokenizer_file.is_file():
             raise BootError(f"Tokenizer file not found: {tokenizer_file} – {REMEDY} (or set TOKENIZER_PATH).")
         if model_file.name not in manifest.golden.vectors:

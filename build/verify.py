@@ -190,8 +190,7 @@ def _draft(facts: Facts, source: Source, out: Path, build_key: str) -> Manifest:
 
 def _open(manifest: Manifest, model_file: Path, max_length: int) -> Encoder:
     """The shipped encoder on one of the model files, without a cache."""
-    tokenizer = CHARACTERS if CHARACTERS in manifest.files else TOKENIZER
-    artifact = Artifact(model_file, model_file.parent / tokenizer, manifest)
+    artifact = Artifact(model_file, model_file.parent / manifest.tokenizer, manifest)
     try:
         encoder = Encoder.load(artifact, max_length=max_length, slots=cpu.available_cpus())
         encoder.open(self_check=False)  # there is no golden vector yet
@@ -274,9 +273,9 @@ def _counted(encoder: Encoder, everything: list[str]) -> list[int]:
 
 def _same_pieces(out: Path, draft: Manifest, unseen: list[str]) -> bool:
     """Whether characters and pieces give the ids of tokenizer.json, of all texts and of all pieces in a row."""
-    if CHARACTERS not in draft.files:
+    if draft.tokenizer == TOKENIZER:
         return True
-    whole, split = (Tokenizer.load(out / name) for name in (TOKENIZER, CHARACTERS))
+    whole, split = (Tokenizer.load(out / name) for name in (TOKENIZER, draft.tokenizer))
     vocabulary = [piece for piece, _ in json.loads((out / TOKENIZER).read_text(encoding="utf-8"))["model"]["vocab"]]
     rows = [
         "".join(vocabulary[start : start + PIECES_IN_A_ROW]) for start in range(0, len(vocabulary), PIECES_IN_A_ROW)

@@ -4,12 +4,13 @@ import math
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -124,13 +125,30 @@ def _wrk(server: Target, bodies: Path, clients: int, seconds: float, environ: di
     return Figures(done, seconds, p50, p95, p99, int(line[6]), int(line[7]))
 
 
-def pss_megabytes(server: Server) -> float:
-    """Proportional set size of all its processes: shared pages are counted once."""
-    return sum(_pss_megabytes(pid) for pid in [server.process.pid, *server.workers()])
+def percentiles(figures: Sequence[Figures]) -> dict[str, float]:
+    """Medians of rounds, in milliseconds."""
+    return {name: statistics.median(getattr(item, name) for item in figures) for name in ("p50", "p95", "p99")}
+
+
+def pss_megabytes(pid: int) -> float:
+    """Proportional set size of a process and all its descendants: shared pages are counted once."""
+    return sum(_pss_megabytes(member) for member in _tree(pid))
 
 
 def _pss_megabytes(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return 0.0
+    for line in lines:
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024 / 1e6
     raise ValueError(f"/proc/{pid}/smaps_rollup has no Pss")
+
+
+def _tree(pid: int) -> Iterator[int]:
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for child in children.read_text().split():
+                yield from _tree(int(child))

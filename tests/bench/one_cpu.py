@@ -55,7 +55,7 @@ def measure(settings: Settings, texts: list[str]) -> dict[str, Any] | None:
                     measured = run(server, bodies[size], size, clients)
                     rounds.setdefault((size, clients), []).append(measured)
                 largest.append(seconds_of_pages(server) / PAGES * settings.max_texts)
-                memory.append(load.pss_megabytes(server))
+                memory.append(load.pss_megabytes(server.process.pid))
     found = [load_of(size, clients, measured) for (size, clients), measured in sorted(rounds.items())]
     borne = [item["clients"] for item in found if item["texts"] == 1 and item["p95"] < P95_LIMIT_MS]
     return {
@@ -75,7 +75,7 @@ def load_of(size: int, clients: int, measured: list[Measured]) -> dict[str, Any]
         "texts": size,
         "clients": clients,
         "texts_per_second": statistics.median(each.figures.requests_per_second for each in measured) * size,
-        **{name: statistics.median(getattr(each.figures, name) for each in measured) for name in ("p50", "p95", "p99")},
+        **load.percentiles([each.figures for each in measured]),
         "cpu_ms_per_text": statistics.median(each.cpu_ms_per_text for each in measured),
     }
 

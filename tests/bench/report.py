@@ -63,7 +63,7 @@ ENGLISH = Words(
 | --- | --- | --- |
 | the most it answers (32 clients) | {overload[capacity]:.0f} texts/s | |
 | sent | {overload[offered]:.0f} texts/s | {sent:.2f} x the most |
-| answered | {overload[answered]:.0f} texts/s | {answered:.2f} x the most |
+| answered | {overload[answered]:.0f} texts/s | {overload[goodput]:.2f} x the most |
 | until an answer, p99 | {overload[answered_p99]:.1f} ms | |
 | until a refusal (429), p99 | {overload[refused_p99]:.1f} ms | |
 
@@ -123,7 +123,7 @@ JAPANESE = Words(
 | --- | --- | --- |
 | 処理できる上限（32 クライアント） | {overload[capacity]:.0f} テキスト/秒 | |
 | 送信した量 | {overload[offered]:.0f} テキスト/秒 | {sent:.2f} 倍（上限比） |
-| 応答した量 | {overload[answered]:.0f} テキスト/秒 | {answered:.2f} 倍（上限比） |
+| 応答した量 | {overload[answered]:.0f} テキスト/秒 | {overload[goodput]:.2f} 倍（上限比） |
 | 応答までの時間、p99 | {overload[answered_p99]:.1f} ms | |
 | 拒否（429）までの時間、p99 | {overload[refused_p99]:.1f} ms | |
 
@@ -221,7 +221,6 @@ def readme(result: Result, words: Words) -> str:
         lengths="".join(words.length.format(**row) for row in lengths),
         slower={name: loaded[name] / unloaded[name] for name in ("p50", "p99")},
         sent=overload["offered"] / overload["capacity"],
-        answered=overload["answered"] / overload["capacity"],
         fp32_mb=quality["bytes"]["model_fp32.onnx"] / 1e6,
         int8_mb=quality["bytes"]["model_int8.onnx"] / 1e6,
     )

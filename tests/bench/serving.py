@@ -70,9 +70,9 @@ def compare(settings: Settings, texts: list[str], engines: Mapping[str, Encode])
 
 def latencies(settings: Settings, texts: list[str], encoder: Encoder) -> Result:
     """By the number of clients, and by the length of texts with one client."""
-    by_clients: dict[int, list[load.Figures]] = {}
-    by_length: dict[str, list[load.Figures]] = {}
-    some = {name: of_length(texts, encoder, *tokens) for name, tokens in LENGTHS.items()}
+    of_clients: dict[int, list[load.Figures]] = {}
+    of_lengths: dict[str, list[load.Figures]] = {}
+    some = by_length(texts, encoder)
     with tempfile.TemporaryDirectory() as folder:
         singles = load.write_bodies(folder, texts, 1)
         files = {name: load.write_bodies(folder, found, 1, name) for name, found in some.items()}
@@ -80,9 +80,9 @@ def latencies(settings: Settings, texts: list[str], encoder: Encoder) -> Result:
         try:
             for _ in range(3):
                 for clients in CLIENTS:
-                    by_clients.setdefault(clients, []).append(load.wrk(server, singles, clients, SECONDS))
+                    of_clients.setdefault(clients, []).append(load.wrk(server, singles, clients, SECONDS))
                 for name, file in files.items():
-                    by_length.setdefault(name, []).append(load.wrk(server, file, 1, SECONDS))
+                    of_lengths.setdefault(name, []).append(load.wrk(server, file, 1, SECONDS))
         finally:
             server.stop()
     tokens = {name: statistics.median(encoder.encode(found).tokens) for name, found in some.items()}
@@ -91,13 +91,13 @@ def latencies(settings: Settings, texts: list[str], encoder: Encoder) -> Result:
             {
                 "clients": clients,
                 "texts_per_second": statistics.median(item.requests_per_second for item in figures),
-                **percentiles(figures),
+                **load.percentiles(figures),
             }
-            for clients, figures in by_clients.items()
+            for clients, figures in of_clients.items()
         ],
         "latency_by_length": [
-            {"name": name, "tokens": min(int(tokens[name]), settings.max_length), **percentiles(figures)}
-            for name, figures in by_length.items()
+            {"name": name, "tokens": min(int(tokens[name]), settings.max_length), **load.percentiles(figures)}
+            for name, figures in of_lengths.items()
         ],
     }
 
@@ -106,21 +106,20 @@ def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.median(item[name] for item in rounds) for name in rounds[0]}
 
 
-def of_length(texts: list[str], encoder: Encoder, least: int, most: int) -> list[str]:
-    """The texts with so many tokens; where there is none, all of them joined, cut by the server."""
+def by_length(texts: list[str], encoder: Encoder) -> dict[str, list[str]]:
+    """The texts of each of LENGTHS; where there is none, all of them joined, cut by the server."""
     counts = encoder.encode(texts).tokens
-    found = [text for text, count in zip(texts, counts, strict=True) if least <= count <= most]
-    return found or [" ".join(texts)[: 8 * encoder.max_length]]
-
-
-def percentiles(figures: Sequence[load.Figures]) -> dict[str, float]:
-    return {name: statistics.median(getattr(item, name) for item in figures) for name in ("p50", "p95", "p99")}
+    joined = [" ".join(texts)[: 8 * encoder.max_length]]
+    return {
+        name: [text for text, count in zip(texts, counts, strict=True) if least <= count <= most] or joined
+        for name, (least, most) in LENGTHS.items()
+    }
 
 
 def fairness(settings: Settings, texts: list[str], encoder: Encoder) -> Result:
     """A client with short texts, alone and beside two that keep posting batches of 64 long paragraphs."""
-    short = of_length(texts, encoder, *LENGTHS["sentence"])
-    paragraphs = of_length(texts, encoder, *LENGTHS["paragraph"])
+    some = by_length(texts, encoder)
+    short, paragraphs = some["sentence"], some["paragraph"]
     paragraphs = (paragraphs * (1 + LARGE_BATCH // len(paragraphs)))[:LARGE_BATCH]
     found: dict[str, list[load.Figures]] = {"unloaded": [], "loaded": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +136,7 @@ def fairness(settings: Settings, texts: list[str], encoder: Encoder) -> Result:
                     found["loaded"].append(load.wrk(server, singles, 1, 2 * SECONDS))
         finally:
             server.stop()
-    return {name: percentiles(figures) for name, figures in found.items()}
+    return {name: load.percentiles(figures) for name, figures in found.items()}
 
 
 def overload(settings: Settings, texts: list[str]) -> Result:
@@ -219,7 +218,7 @@ def start_and_memory(settings: Settings) -> Result:
             load.until(lambda: len(server.workers()) == workers)
             for n in range(40):
                 requests.post(f"{server.url}/embed", json={"texts": [f"{n} {i}" for i in range(32)]}, timeout=30)
-            memory[workers] = load.pss_megabytes(server)
+            memory[workers] = load.pss_megabytes(server.process.pid)
         finally:
             server.stop()
     return {

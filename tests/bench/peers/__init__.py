@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from app.settings import Settings
 from build.similarity import cosines
+from tests.bench import load
 from tests.bench.peers import models
 from tests.conftest import free_port
 
@@ -138,7 +139,7 @@ class Running:
     seconds: float
 
     def pss_megabytes(self) -> float:
-        return pss_megabytes(self.process.pid)
+        return load.pss_megabytes(self.process.pid)
 
 
 def prepare(peer: Peer, source: Path, max_length: int = MAX_LENGTH) -> None:
@@ -230,17 +231,6 @@ def accuracy(server: Running, texts: Sequence[str], reference: NDArray[np.float3
     return {"mean": float(near.mean()), "min": float(near.min())}
 
 
-def pss_megabytes(pid: int) -> float:
-    """Proportional set size of a process and all its descendants: shared pages are counted once."""
-    total = 0
-    for member in _tree(pid):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            for line in Path(f"/proc/{member}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1])
-    return total * 1024 / 1e6
-
-
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 
@@ -310,11 +300,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):  # what is left of its group
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _tree(pid: int) -> Iterator[int]:
-    yield pid
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            for child in children.read_text().split():
-                yield from _tree(int(child))
