@@ -25,6 +25,7 @@ from http import HTTPStatus
 from typing import Any
 
 import gunicorn.http.message
+import gunicorn.http.wsgi
 import gunicorn.util
 from gunicorn.workers.gthread import TConn as GunicornConnection
 from gunicorn.workers.gthread import ThreadWorker
@@ -70,6 +71,32 @@ class Connection(GunicornConnection):  # type: ignore[misc]  # gunicorn has no t
         self.cut_off: float | None = None
         self.closing = False
         self.data_ready = True  # Gunicorn need not wait
+
+
+class Response(gunicorn.http.wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
+    """Gunicorn's response, whose head waits for the beginning of the body: one packet wakes the client once."""
+
+    head = b""
+
+    def send_headers(self) -> None:
+        if not self.headers_sent:
+            lines = [*self.default_headers(), *(f"{name}: {value}\r\n" for name, value in self.headers), "\r\n"]
+            self.head = "".join(lines).encode("latin-1")
+            self.headers_sent = True
+
+    def _emit_body(self, data: bytes) -> None:
+        if self.chunked:
+            self.sock.sendall(self.head)
+            gunicorn.util.write_chunk(self.sock, data)
+        else:
+            self.sock.sendall(self.head + data)
+        self.head = b""
+
+    def close(self) -> None:
+        self.send_headers()
+        if self.head:  # there is no body
+            self.sock.sendall(self.head)
+        super().close()
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -257,6 +284,31 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._dispatch(connection)
         else:
             self._close_gently(connection)
+
+    def handle_request(self, request: Any, connection: Connection) -> bool:
+        """Call the app and send what it answers; whether the connection can be kept."""
+        response, environ = gunicorn.http.wsgi.create(
+            request, connection.sock, connection.client, connection.server, self.cfg, Response
+        )
+        environ["wsgi.multithread"] = True
+        if not self.alive:
+            response.force_close()
+        body = self.wsgi(environ, response.start_response)
+        try:
+            for part in body:
+                response.write(part)
+            response.close()
+        except OSError:
+            raise
+        except Exception:
+            if response.head or not response.headers_sent:
+                raise  # Gunicorn answers 500
+            self.log.exception("The answer broke off")
+            return False
+        finally:
+            if hasattr(body, "close"):
+                body.close()
+        return not response.should_close()
 
     def _give_up(self, connection: Connection) -> None:
         """Its time is up: in the middle of a request it is told why."""
