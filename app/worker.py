@@ -77,6 +77,7 @@ class Response(gunicorn.http.wsgi.Response):  # type: ignore[misc]  # gunicorn h
     """Gunicorn's response, whose head waits for the beginning of the body: one packet wakes the client once."""
 
     head = b""
+    headers_sent: bool
 
     def send_headers(self) -> None:
         if not self.headers_sent:
