@@ -2,9 +2,11 @@
 
 import gc
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 
 # In a container this is process 1, whose signals the kernel drops while nobody handles them: a stop
 # during the start would be lost. Gunicorn's own handlers replace this one, and a reload must not undo that.
@@ -14,9 +16,31 @@ if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
 # Before numpy is imported: its products here are small, a pool of threads only costs memory.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# Heartbeat files, and those of the metrics: on a real disk they can block a worker.
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+
+def _make_metrics_folder():
+    """Name the folder where workers keep their metrics, before prometheus_client is imported; once in this process."""
+    folder = f"{worker_tmp_dir or tempfile.gettempdir()}/embedding-metrics-{os.getpid()}"
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR") == folder:  # a reload
+        return
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed and had the same number
+    try:
+        os.mkdir(folder, 0o700)
+    except OSError:  # nothing can be written: each worker tells its own
+        return
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+
+
+_make_metrics_folder()
+
 from gunicorn.arbiter import Arbiter
 
+from app import logs, metrics
 from app.errors import BootError
+from app.routes import ops
 from app.settings import Settings
 from app.worker import Worker
 
@@ -24,6 +48,7 @@ try:
     settings = Settings.from_env(os.environ)
 except BootError as error:
     sys.exit(f"Error: {error}")
+logs.configure(settings.log_format, settings.log_level, settings.google_cloud_project)
 
 wsgi_app = "app:create_app()"
 bind = f"0.0.0.0:{settings.port}"
@@ -35,6 +60,7 @@ worker_connections = 1000 + settings.max_queue + settings.threads
 # It would wait for a client that does not read for ever.
 sendfile = False
 loglevel = settings.log_level
+logger_class = logs.Logger
 # The app is loaded once and shared copy-on-write.
 preload_app = True
 # Load balancers keep connections open and reuse them: closing first gives their clients 502s.
@@ -47,8 +73,6 @@ timeout = 60
 limit_request_line = 8190
 # The parser that app/worker.py knows, even where the faster one is installed.
 http_parser = "python"
-# Heartbeat files on a real disk can block a worker.
-worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 # It would be opened under $HOME, which a read-only container has not.
 control_socket_disable = True
 
@@ -66,8 +90,21 @@ def on_starting(server):
 
 
 def when_ready(server):
-    """Keep what is loaded out of the garbage collector's reach, so that workers share its memory."""
+    """Say what is served, and keep what is loaded out of the garbage collector's reach, for workers to share it."""
+    logs.write("INFO", *ops.introduction(server.app.wsgi()))
     gc.freeze()
+
+
+def child_exit(server, worker):
+    """What a worker was doing when it ended, nobody does any more."""
+    metrics.forget(worker.pid)
+
+
+def on_exit(server):
+    """Take the metrics' folder away."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")
+    if folder.endswith(f"embedding-metrics-{os.getpid()}"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def post_worker_init(worker):

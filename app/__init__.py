@@ -5,10 +5,10 @@ import os
 
 from flask import Flask
 
-from app import docs, errors
+from app import access, docs, errors, metrics
 from app.artifact import Artifact
 from app.encoder import Encoder
-from app.routes import native, ops
+from app.routes import VERSION, bigquery, native, openai, ops, tei
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,11 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     app.extensions["settings"] = settings
     app.extensions["encoder"] = encoder
     app.extensions["shutting_down"] = lambda: False  # a worker knows better
-    app.register_blueprint(native.blueprint)
-    app.register_blueprint(ops.blueprint)
+    for dialect in (native, openai, tei, bigquery, ops):
+        app.register_blueprint(dialect.blueprint)
+    access.register(app, settings)
     errors.register(app)
     docs.register(app)
+    rules = [(method, rule.rule) for rule in app.url_map.iter_rules() for method in rule.methods or ()]
+    metrics.expose([rule for rule in rules if rule[0] in metrics.METHODS], VERSION, encoder.artifact)
     return app

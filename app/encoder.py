@@ -13,7 +13,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import ctypes
 import re
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,12 +50,26 @@ class Embeddings:
     """What `Encoder.encode` gives for n texts.
 
     vectors: (n, dim) float32. tokens: what each text has before truncation, prompt and
-    specials included. truncated: whether that is over max_length.
+    specials included. truncated: whether that is over max_length. tokenize_seconds and
+    inference_seconds: for all of them; the latter with the wait for other requests' texts.
+    cache_hits: texts whose vector was there already.
     """
 
     vectors: Vector
     tokens: list[int]
     truncated: list[bool]
+    tokenize_seconds: float = 0.0
+    inference_seconds: float = 0.0
+    cache_hits: int = 0
+
+
+@dataclass(frozen=True)
+class Token:
+    """start and stop: where it is in the text, in characters; None for one that the model puts around it."""
+
+    id: int
+    start: int | None = None
+    stop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -177,26 +192,18 @@ class Encoder:
             DeadlineExceeded: the request's time is up.
             NotReady: the self-check failed on this CPU.
         """
-        if self.problem is not None:
-            self.open()
-        if self.problem is not None:
-            raise NotReady(self.problem)
-        self.slots.check(len(texts))
-        before = self._prompt(prompt, prompt_name)
+        self._check(len(texts))
+        began = time.monotonic()
+        before = self.prompt(prompt, prompt_name)
         full = [before + text for text in texts] if before else list(texts)
         distinct = list(dict.fromkeys(full))
         found = {text: entry for text in distinct if (entry := self._cache.get(text))}
         missing = {text: self._tokenize(text, self.max_length, len(full)) for text in distinct if text not in found}
         lengths = {text: item.tokens for text, item in (found | missing).items()}
         tokens = [lengths[text] for text in full]
-        truncated = [n > self.max_length for n in tokens]
-        if not truncate and True in truncated:
-            index = truncated.index(True)
-            raise TextTooLong(
-                f"Text {index} has {tokens[index]} tokens, over the limit of {self.max_length} (MAX_LENGTH), "
-                "and truncate is false: shorten it, or allow truncation.",
-                "truncate",
-            )
+        truncated = self._truncated(tokens, truncate)
+        hits = sum(text in found for text in full)
+        tokenized = time.monotonic()
         # the longest first, so that all slots end at about the same time
         order = sorted(missing, key=lambda text: -len(missing[text].ids))
         vectors = self.slots.map([missing[text].ids for text in order])
@@ -205,10 +212,92 @@ class Encoder:
             self._cache.put(text, found[text])
         if len(full) > 1:  # the answer to one fits into the socket's buffer, others may wait for a slow client
             self.slots.leave()
-        rows = np.array([found[text].vector for text in full], np.float32)
-        return Embeddings(rows.reshape(len(full), self.dimension), tokens, truncated)
+        rows = np.array([found[text].vector for text in full], np.float32).reshape(len(full), self.dimension)
+        return Embeddings(rows, tokens, truncated, tokenized - began, time.monotonic() - tokenized, hits)
 
-    def _prompt(self, prompt: str | None, name: str | None) -> str:
+    def encode_ids(self, rows: Sequence[Sequence[int]], *, truncate: bool = True) -> Embeddings:
+        """The same for texts that are tokens already, the model's special ones included: those of `tokens`.
+
+        Args:
+            rows: the ids of each text, each from 0 to vocabulary_size - 1.
+
+        Raises:
+            InvalidRequest: a row is empty, or an id is not one of the model's.
+            TextTooLong: truncate is False and a row is over max_length.
+            DeadlineExceeded, NotReady: as `encode`.
+        """
+        self._check(len(rows))
+        began = time.monotonic()
+        for index, ids in enumerate(rows):
+            self._check_ids(ids, f"Text {index}")
+        lengths = [len(ids) for ids in rows]
+        truncated = self._truncated(lengths, truncate)
+        suffix = self._tokenizer.suffix
+        vectors = self.slots.map([np.array(_cut(list(ids), self.max_length, suffix), np.int64) for ids in rows])
+        if len(rows) > 1:
+            self.slots.leave()
+        matrix = np.array(vectors, np.float32).reshape(len(rows), self.dimension)
+        return Embeddings(matrix, lengths, truncated, inference_seconds=time.monotonic() - began)
+
+    def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[Token]:
+        """The tokens of a text, not truncated.
+
+        Raises:
+            TextTooLong, DeadlineExceeded: as `encode`.
+        """
+        tokenizer = self._tokenizer
+        content: list[Token] = []
+        offset = 0
+        for piece in self._checked_pieces(text, 1):
+            spans = tokenizer.spans(piece)
+            content += [Token(number, offset + start, offset + stop) for number, start, stop in spans]
+            offset += len(piece)
+        if not add_special_tokens:
+            return content
+        return [*map(Token, tokenizer.prefix), *content, *map(Token, tokenizer.suffix)]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids.
+
+        Raises:
+            InvalidRequest: an id is not one of the model's.
+        """
+        self._check_ids(ids, "ids")
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def _check(self, texts: int) -> None:
+        """Open what is not open, and refuse what cannot be answered (right, or in time)."""
+        if self.problem is not None:
+            self.open()
+        if self.problem is not None:
+            raise NotReady(self.problem)
+        self.slots.check(texts)
+
+    def _check_ids(self, ids: Sequence[int], name: str) -> None:
+        if not ids:
+            raise InvalidRequest(f"{name} has no token ids; at least one is needed.")
+        size = self._tokenizer.vocabulary_size
+        for number in ids:
+            if not 0 <= number < size:
+                raise InvalidRequest(f"{name} has the token id {number}; the model's are 0 to {size - 1}.")
+
+    def _truncated(self, tokens: list[int], truncate: bool) -> list[bool]:
+        truncated = [n > self.max_length for n in tokens]
+        if not truncate and True in truncated:
+            index = truncated.index(True)
+            raise TextTooLong(
+                f"Text {index} has {tokens[index]} tokens, over the limit of {self.max_length} (MAX_LENGTH), "
+                "and truncate is false: shorten it, or allow truncation.",
+                "truncate",
+            )
+        return truncated
+
+    def prompt(self, prompt: str | None, name: str | None) -> str:
+        """What is put before each text: prompt, or the model's own one of that name, or its default.
+
+        Raises:
+            InvalidRequest: the model has no prompt of that name.
+        """
         if prompt is not None:
             return prompt
         prompts = self.artifact.manifest.prompts
@@ -224,13 +313,7 @@ class Encoder:
         room = max_length - len(self._tokenizer.prefix) - len(self._tokenizer.suffix)
         content: list[int] = []
         count = 0
-        for piece in _pieces(text):
-            if len(piece) > MAX_PIECE_CHARACTERS:
-                raise TextTooLong(
-                    f"A text has {len(piece)} characters without a space, "
-                    f"over the limit of {MAX_PIECE_CHARACTERS}: split it into several."
-                )
-            self.slots.check(texts)
+        for piece in self._checked_pieces(text, texts):
             with self._one_long_text if len(text) > PIECE_CHARACTERS else nullcontext():
                 ids = self._tokenizer(piece)
             content += ids[: room - len(content)]
@@ -240,9 +323,27 @@ class Encoder:
         ids = self._tokenizer.prefix + content + self._tokenizer.suffix
         return _Tokenized(np.array(ids, np.int64), len(self._tokenizer.prefix) + count + len(self._tokenizer.suffix))
 
+    def _checked_pieces(self, text: str, texts: int) -> Iterator[str]:
+        for piece in _pieces(text):
+            if len(piece) > MAX_PIECE_CHARACTERS:
+                raise TextTooLong(
+                    f"A text has {len(piece)} characters without a space, "
+                    f"over the limit of {MAX_PIECE_CHARACTERS}: split it into several."
+                )
+            self.slots.check(texts)
+            yield piece
+
     def _run(self, ids: Ids) -> Vector:
         assert self._session is not None
         return _run(self._session, ids)
+
+
+def _cut(ids: list[int], max_length: int, suffix: list[int]) -> list[int]:
+    """Cut as a text is: in front of the special tokens at its end."""
+    if len(ids) <= max_length:
+        return ids
+    last = suffix if suffix and ids[-len(suffix) :] == suffix else []
+    return ids[: max_length - len(last)] + last
 
 
 def _pieces(text: str) -> list[str]:

@@ -4,6 +4,8 @@ BootError                 the server cannot start (no HTTP: one line on stderr)
 ServiceError              a request cannot be answered
 ├── InvalidRequest   400  the request itself is wrong
 │   └── TextTooLong  400  over MAX_LENGTH with truncate false, or a book without a space
+├── Unauthorized     401  no API key, or a wrong one
+├── UnknownModel     404  another model than the one that is served
 ├── TooLarge         413  more texts than MAX_TEXTS
 ├── UnsupportedMedia 415  the body is not JSON by its headers
 ├── QueueFull        429  too many requests wait already
@@ -13,14 +15,22 @@ ServiceError              a request cannot be answered
 
 import logging
 from http import HTTPStatus
+from typing import Any
 
 import orjson
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
+from app.record import BIGQUERY, RECORD, TEI, Record
+
 # What a refused client is told to wait: until the queue is shorter, and until another instance or worker is ready.
 QUEUE_RETRY_SECONDS = 1
 RETRY_AFTER_SECONDS = 5
+
+# text-embeddings-inference's names of errors (ErrorType in its router/src/lib.rs).
+TEI_TYPES: dict[int, str] = {HTTPStatus.TOO_MANY_REQUESTS: "Overloaded", HTTPStatus.SERVICE_UNAVAILABLE: "Unhealthy"}
+# https://cloud.google.com/bigquery/docs/remote-functions#output_format: less than 1 KB
+BIGQUERY_BYTES = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +63,16 @@ class InvalidRequest(ServiceError):
 
 class TextTooLong(InvalidRequest):
     code = "text_too_long"
+
+
+class Unauthorized(ServiceError):
+    status = HTTPStatus.UNAUTHORIZED
+    code = "invalid_api_key"
+
+
+class UnknownModel(ServiceError):
+    status = HTTPStatus.NOT_FOUND
+    code = "model_not_found"
 
 
 class TooLarge(ServiceError):
@@ -89,10 +109,15 @@ class NotReady(ServiceError):
     code = "not_ready"
 
 
-def error_body(status: int, message: str, code: str, param: str | None = None) -> bytes:
-    """The one shape of an error, as JSON."""
+def error_body(status: int, message: str, code: str, param: str | None = None, *, dialect: str = "") -> bytes:
+    """The one shape of an error, as JSON, with what the clients of a dialect look for beside it."""
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    if dialect == TEI:
+        body["error_type"] = TEI_TYPES.get(status, "Backend" if status >= 500 else "Validation")
+    elif dialect == BIGQUERY:
+        body["errorMessage"] = message.encode()[:BIGQUERY_BYTES].decode(errors="ignore")
+    return orjson.dumps(body)
 
 
 def _sentence(error: HTTPException, app: Flask) -> str:
@@ -109,16 +134,21 @@ def _sentence(error: HTTPException, app: Flask) -> str:
     return error.description or error.name
 
 
+def _answer(status: int, message: str, code: str, param: str | None = None) -> Response:
+    record: Record = request.environ[RECORD]
+    record.error = code
+    body = error_body(status, message, code, param, dialect=record.dialect)
+    return Response(body, status=status, mimetype="application/json")
+
+
 def register(app: Flask) -> None:
     """Answer every error of every route as JSON."""
 
     @app.errorhandler(ServiceError)
     def service_error(error: ServiceError) -> Response:
-        response = Response(
-            error_body(error.status, str(error), error.code, error.param),
-            status=error.status,
-            mimetype="application/json",
-        )
+        response = _answer(error.status, str(error), error.code, error.param)
+        if error.status == HTTPStatus.UNAUTHORIZED:
+            response.headers["WWW-Authenticate"] = "Bearer"
         if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
             response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
         return response
@@ -130,15 +160,11 @@ def register(app: Flask) -> None:
         status = HTTPStatus(error.code or 500)
         response = Response(original.get_data(), status, original.headers)
         if status >= HTTPStatus.BAD_REQUEST:
-            response.data = error_body(status, _sentence(error, app), status.name.lower())
-            response.mimetype = "application/json"
+            answer = _answer(status, _sentence(error, app), status.name.lower())
+            response.data, response.mimetype = answer.data, answer.mimetype or ""
         return response
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
         logger.exception("unexpected error")
-        return Response(
-            error_body(500, "Something went wrong inside the server; its log says what.", "internal_error"),
-            status=500,
-            mimetype="application/json",
-        )
+        return _answer(500, "Something went wrong inside the server; its log says what.", "internal_error")

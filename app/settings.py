@@ -1,6 +1,7 @@
 """Settings, read once from the environment. A malformed value stops the boot and names the variable."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,7 +11,11 @@ from app.cpu import available_cpus
 from app.errors import BootError
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+LOG_FORMATS = ("json", "text")
 CPUS_PER_WORKER = 4
+# What a setting of several items, separated by commas, may have, and how that is said.
+KEY = (re.compile(r"[\x21-\x7e]+"), "keys of printable ASCII characters without spaces")
+ORIGIN = (re.compile(r"\*|https?://[^/\s?#]+"), "origins like https://example.com, without a path, or *")
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,12 @@ class Settings:
     max_queue: int = field(default=64, metadata={"min": 1, "unit": "requests"})
     request_deadline: int = field(default=60, metadata={"min": 1, "unit": "seconds"})
     cache_size: int = field(default=4096, metadata={"min": 0})
+    # Never shown: neither in a log nor in an error.
+    api_key: tuple[str, ...] = field(default=(), repr=False, metadata={"secret": True, "items": KEY})
+    cors_origins: tuple[str, ...] = field(default=(), metadata={"items": ORIGIN})
     log_level: str = field(default="info", metadata={"choices": LOG_LEVELS})
+    log_format: str = field(default="json", metadata={"choices": LOG_FORMATS})
+    google_cloud_project: str = ""
 
     def __post_init__(self) -> None:
         # One worker process for every 4 CPUs: workers cost memory, threads share it.
@@ -64,6 +74,11 @@ class Settings:
 def _parse(name: str, text: str, kind: Any, limits: dict[str, Any]) -> Any:
     if kind is Path:
         return Path(text)
+    if "items" in limits:
+        allowed, wanted = limits["items"]
+        return _items(name, text, allowed, wanted, secret="secret" in limits)
+    if kind is str and "choices" not in limits:
+        return text
     if kind is str:
         if text.lower() not in limits["choices"]:
             raise BootError(f"{name} is {text!r}; it must be one of {', '.join(limits['choices'])}.")
@@ -74,3 +89,12 @@ def _parse(name: str, text: str, kind: Any, limits: dict[str, Any]) -> Any:
     if not (text.isascii() and text.isdigit() and len(text) < 19) or not least <= int(text) <= most:
         raise BootError(f"{name} is {text!r}; it must be {wanted}.")
     return int(text)
+
+
+def _items(name: str, text: str, allowed: re.Pattern[str], wanted: str, secret: bool) -> tuple[str, ...]:
+    items = tuple(item.strip() for item in text.split(","))
+    for number, item in enumerate(items, 1):
+        if not allowed.fullmatch(item):
+            shown = f"Item {number} of {name}" if secret else f"{name} has {item!r}; it"
+            raise BootError(f"{shown} must be one of {wanted}; items are separated by commas.")
+    return items

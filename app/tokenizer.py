@@ -12,6 +12,7 @@ import os
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import math
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,31 @@ class Tokenizer:
         # The batch form lets other threads run, and this one leaves out the offsets.
         return self._ids(self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
+    def spans(self, text: str) -> list[tuple[int, int, int]]:
+        """The same ids, each with where it begins and ends in the text, in characters."""
+        encoding = self._library.encode_batch([text], add_special_tokens=False)[0]
+        offsets = encoding.offsets
+        if self._pieces is None:
+            return [(number, *offset) for number, offset in zip(encoding.ids, offsets, strict=True)]
+        spans = self._pieces.spans(encoding.ids)
+        return [(number, offsets[begin][0], offsets[end - 1][1]) for number, begin, end in spans]
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of ids, each from 0 to vocabulary_size - 1."""
+        library = self._library
+        if self._pieces is None:
+            return library.decode(ids, skip_special_tokens=skip_special_tokens)
+        names = []
+        special = {code for code, token in library.get_added_tokens_decoder().items() if token.special}
+        for codes in map(self._pieces.codes, ids):
+            if not (skip_special_tokens and codes[0] in special):
+                names.append("".join(library.id_to_token(code) or "" for code in codes))
+        return (library.decoder or tokenizers.decoders.Metaspace(WORD_START)).decode(names)
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self._pieces.size if self._pieces is not None else self._library.get_vocab_size()
+
     def _ids(self, ids: list[int]) -> list[int]:
         return self._pieces.best(ids) if self._pieces is not None else ids
 
@@ -77,6 +103,7 @@ class Pieces:
     """
 
     def __init__(self, table: NDArray[np.int32], *, word_start: int, end: int) -> None:
+        self._table = table
         # Reading one number from a memoryview takes half the time that it takes from an array.
         self._bases, self._checks, self._pieces = (memoryview(row) for row in table[:3])
         self._scores = memoryview(table[3].view(np.float64))
@@ -96,8 +123,17 @@ class Pieces:
             raise ValueError(f"its vocabulary does not have {WORD_START}")
         return cls(np.load(file, mmap_mode="r"), word_start=word_start, end=characters.get_vocab_size())
 
+    @property
+    def size(self) -> int:
+        """All ids are below."""
+        return self._unknown
+
     def best(self, codes: list[int]) -> list[int]:
-        """The ids of the pieces with the greatest sum of scores, of a text's character codes.
+        """The ids of the pieces with the greatest sum of scores, of a text's character codes."""
+        return [piece for piece, _, _ in self.spans(codes)]
+
+    def spans(self, codes: list[int]) -> list[tuple[int, int, int]]:
+        """The same, each with the indexes of its first code and of the one after its last.
 
         The same sums in the same order as `Unigram::encode_optimized` of the library, in float64, and the first of
         equal ones, so that not even rounding makes another choice.
@@ -120,16 +156,40 @@ class Pieces:
                 end += 1
         return self._from_the_end(begins, chosen)
 
-    def _from_the_end(self, begins: list[int], chosen: list[int]) -> list[int]:
+    def _from_the_end(self, begins: list[int], chosen: list[int]) -> list[tuple[int, int, int]]:
         """Follow the best pieces back from the text's end."""
-        ids: list[int] = []
+        spans: list[tuple[int, int, int]] = []
         end, last = len(begins) - 1, NO_PIECE
         while end:
-            piece = chosen[end]
+            piece, begin = chosen[end], begins[end]
             if piece != self._unknown:
-                ids.append(piece)
-            elif last != self._unknown:  # several in a row are one
-                ids.append(self._unknown_id)
+                spans.append((piece, begin, end))
+            elif last != self._unknown:
+                spans.append((self._unknown_id, begin, end))
+            else:  # several in a row are one
+                spans[-1] = (self._unknown_id, begin, spans[-1][2])
             last = piece
-            end = begins[end]
-        return ids[::-1]
+            end = begin
+        return spans[::-1]
+
+    def codes(self, piece: int) -> list[int]:
+        """The character codes of a piece; those of the unknown token for one that no text can have."""
+        of_piece, of_base = self._cells
+        cell = int(of_piece[piece]) or int(of_piece[self._unknown_id])
+        codes = []
+        while cell >= self._end:
+            codes.append(self._checks[cell])
+            cell = int(of_base[cell - codes[-1]])
+        return [cell, *codes[::-1]]
+
+    @cached_property
+    def _cells(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The cell of each piece, or 0, and of each base: 5 MB for 250,000 pieces, made when first used."""
+        backwards = np.arange(self._table.shape[1], dtype=np.int32)[::-1]
+        found = []
+        for row in (self._table[2], self._table[0]):
+            cells = np.zeros(row.max() + 1, np.int32)
+            held = backwards[row[backwards] != NO_PIECE]
+            cells[row[held]] = held  # the first one stays: an added token's own cell is before its characters'
+            found.append(cells)
+        return found[0], found[1]

@@ -30,7 +30,9 @@ import gunicorn.util
 from gunicorn.workers.gthread import TConn as GunicornConnection
 from gunicorn.workers.gthread import ThreadWorker
 
+from app import access, logs, metrics
 from app.errors import QUEUE_RETRY_SECONDS, QueueFull, error_body
+from app.record import DIALECTS, OTHER, RECORD, TEI, Record
 
 # A client that stops in the middle of a request or of its answer is let go.
 RECEIVE_SECONDS = 10
@@ -45,9 +47,16 @@ PATIENCE_SECONDS = 0.1
 # How often it is looked whose time is up.
 LOOK_SECONDS = 0.1
 BUFFER_BYTES = 64 * 1024
+SECURITY = "".join(f"{name}: {value}\r\n" for name, value in access.SECURITY.items())
 PROBE_THREADS = 2
 OTHER_THREADS = 16
 PROBE = re.compile(rb"(?:GET|HEAD) /(?:healthz?|readyz)? ")
+REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) (/[^ ?\r]*)[^\r]* (HTTP/1\.\d)\r")
+HEADER = rb"\r\n%s:[ \t]*([^\r]*?)[ \t]*\r\n"
+ORIGIN = re.compile(HEADER % rb"origin", re.IGNORECASE)
+REQUEST_ID = re.compile(HEADER % rb"x-request-id", re.IGNORECASE)
+# A client that has left before its answer, in logs and metrics only.
+CLIENT_HAS_LEFT = 499
 # Requests that compute nothing, either. A path with % might be any.
 LIGHT = re.compile(rb"(?:GET|HEAD|OPTIONS) /(?!embed[? ])[^ %]* ")
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})\r\n")
@@ -67,6 +76,7 @@ class Connection(GunicornConnection):  # type: ignore[misc]  # gunicorn has no t
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.received = b""
+        self.record = Record()
         self.until: float | None = None
         self.cut_off: float | None = None
         self.closing = False
@@ -113,6 +123,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """
         encoder, settings = self.wsgi.extensions["encoder"], self.wsgi.extensions["settings"]
         encoder.open()
+        self.paths = {rule.rule for rule in self.wsgi.url_map.iter_rules()}
+        self.cors_origins = settings.cors_origins
+        metrics.workers.set(1)
+        metrics.slots.set(settings.slots)
+        metrics.queue_limit.set(settings.max_queue)
         self.wsgi.extensions["shutting_down"] = lambda: not self.alive
         self.slots = encoder.slots
         self.max_queue = settings.max_queue
@@ -120,8 +135,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self.connections: set[Connection] = set()
         self.other_threads = _Threads(OTHER_THREADS)
         self.accept_after = self.next_look = 0.0
-        body = error_body(QueueFull.status, str(QueueFull(self.max_queue)), QueueFull.code)
-        self.refusal = _answer(QueueFull.status, body, f"Retry-After: {QUEUE_RETRY_SECONDS}\r\n")
         for listener in self.sockets:
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # accepted sockets inherit them
                 listener.sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", RECEIVE_SECONDS, 0))
@@ -164,13 +177,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if now < self.next_look:
             return
         self.next_look = now + LOOK_SECONDS
+        in_flight = 0
         for connection in list(self.connections):
+            in_flight += connection.until is None
             if connection.until is not None and connection.until < now:
                 self._give_up(connection)
             elif connection.cut_off is not None and connection.cut_off < now:
                 connection.cut_off = None
                 with suppress(OSError):
                     connection.sock.shutdown(socket.SHUT_RD)
+        metrics.in_flight.set(in_flight)
+        metrics.queue.set(self.slots.waiting)
 
     def accept(self, listener: Any) -> bool:
         """Take a new connection and wait for its request; whether there was one."""
@@ -231,6 +248,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         connection.until = None
         now = time.monotonic()
         deadline = now + self.deadline_seconds
+        connection.record = Record(now)
         serve = partial(self._serve, connection, now + PATIENCE_SECONDS)
         if is_probe:
             self.tpool.submit(serve)
@@ -242,21 +260,56 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _refuse(self, connection: Connection, keep: bool) -> None:
         """Answer 429 right here; the request is not parsed, so that refusing costs next to nothing."""
+        error = QueueFull(self.max_queue)
+        headers = f"Retry-After: {QUEUE_RETRY_SECONDS}\r\n"
         try:
-            sent = connection.sock.send(self.refusal)
+            is_sent = self._tell(connection, error.status, str(error), error.code, headers)
         except OSError:
             self._close(connection)
             return
-        if keep and sent == len(self.refusal):
+        if keep and is_sent:
             connection.received = b""
             connection.until = time.monotonic() + self.cfg.keepalive
         else:
             self._close_gently(connection)
 
+    def _tell(self, connection: Connection, status: HTTPStatus, message: str, code: str, headers: str) -> bool:
+        """Send an error without the app; whether all of it was sent."""
+        record = self._unparsed(connection.received)
+        record.error = code
+        body = error_body(status, message, code, dialect=record.dialect)
+        origin = ORIGIN.search(connection.received) if self.cors_origins else None
+        if origin:
+            allowed = access.cors(self.cors_origins, origin[1].decode("latin-1"))
+            headers += "".join(f"{name}: {value}\r\n" for name, value in allowed.items())
+        answer = _answer(status, body, f"X-Request-Id: {record.request_id}\r\n{headers}")
+        sent: int = connection.sock.send(answer)
+        record.end(status, len(body))
+        _note(record)
+        return sent == len(answer)
+
+    def _unparsed(self, received: bytes) -> Record:
+        """What can be told of a request without parsing it."""
+        record = Record()
+        if line := REQUEST_LINE.match(received):
+            record.method, path, record.protocol = (part.decode("latin-1") for part in line.groups())
+            record.path = path
+            record.route = path if path in self.paths else OTHER
+            record.dialect = TEI if path == "/embed" and b'"inputs"' in received else DIALECTS.get(path, "")
+        given = REQUEST_ID.search(received)
+        record.identify(given[1].decode("latin-1") if given else "")
+        return record
+
     def _serve(self, connection: Connection, patient_until: float) -> None:
         """Let Gunicorn and the app answer a request, in this thread. A client that has left meanwhile gets nothing."""
         keep = False
-        if time.monotonic() > patient_until and has_left(connection.sock):
+        now = time.monotonic()
+        connection.record.stages["queue"] = now - connection.record.arrived
+        if now > patient_until and has_left(connection.sock):
+            record = self._unparsed(connection.received)
+            record.arrived = connection.record.arrived
+            record.end(CLIENT_HAS_LEFT, 0)
+            _note(record)
             self.method_queue.defer(self._served, connection, keep)
             return
         try:
@@ -292,6 +345,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             request, connection.sock, connection.client, connection.server, self.cfg, Response
         )
         environ["wsgi.multithread"] = True
+        record = environ[RECORD] = connection.record
+        record.begin(environ)
         if not self.alive:
             response.force_close()
         body = self.wsgi(environ, response.start_response)
@@ -309,15 +364,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         finally:
             if hasattr(body, "close"):
                 body.close()
+            record.end(response.status_code, response.sent)
+            _note(record)
         return not response.should_close()
 
     def _give_up(self, connection: Connection) -> None:
         """Its time is up: in the middle of a request it is told why."""
         if connection.received and not connection.closing:
             message = f"The request did not arrive within {RECEIVE_SECONDS} s."
-            body = error_body(HTTPStatus.REQUEST_TIMEOUT, message, "request_timeout")
             with suppress(OSError):
-                connection.sock.send(_answer(HTTPStatus.REQUEST_TIMEOUT, body, "Connection: close\r\n"))
+                self._tell(connection, HTTPStatus.REQUEST_TIMEOUT, message, "request_timeout", "Connection: close\r\n")
             self._close_gently(connection)
         else:
             self._close(connection)
@@ -385,15 +441,28 @@ def has_left(client: socket.socket) -> bool:
 
 def _answer(status: HTTPStatus, body: bytes, headers: str = "") -> bytes:
     head = f"HTTP/1.1 {status} {status.phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    return f"{head}{headers}\r\n".encode("latin1") + body
+    return f"{head}{SECURITY}{headers}\r\n".encode("latin1") + body
+
+
+def _note(record: Record) -> None:
+    metrics.answered(record)
+    logs.answered(record)
 
 
 def _write_error(sock: Any, status: int, reason: str, message: str) -> None:
     """Requests that are not HTTP, or over Gunicorn's limits, never reach the app."""
     if status == HTTPStatus.REQUEST_URI_TOO_LONG:
         message += " (send long texts with POST /embed)"
-    body = error_body(status, f"The request cannot be read: {message}", HTTPStatus(status).name.lower())
-    gunicorn.util.write_nonblock(sock, _answer(HTTPStatus(status), body, "Connection: close\r\n"))
+    record = Record()
+    record.error = HTTPStatus(status).name.lower()
+    record.identify("")
+    body = error_body(status, f"The request cannot be read: {message}", record.error)
+    headers = f"X-Request-Id: {record.request_id}\r\nConnection: close\r\n"
+    try:
+        gunicorn.util.write_nonblock(sock, _answer(HTTPStatus(status), body, headers))
+    finally:
+        record.end(status, len(body))
+        _note(record)
 
 
 # Gunicorn has no settings for these two: the page it writes, which is HTML, and the request

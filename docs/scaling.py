@@ -10,6 +10,9 @@ from pathlib import Path
 
 PAGE = Path(__file__).with_suffix(".md")
 RATES = [1.0, 100.0, 10_000.0]
+# A word, a sentence, the mixed texts, a paragraph, a page.
+TOKENS = [7.0, 20.0, 34.0, 105.0, 256.0]
+INSTANCES = [10, 100, 1000]
 Inputs = dict[str, float]
 
 
@@ -44,6 +47,23 @@ def plan(i: Inputs, texts_per_second: float, texts_per_request: float) -> dict[s
     }
 
 
+def job(i: Inputs, tokens: float) -> dict[str, float]:
+    """Hours of one vCPU and dollars for job_texts, each of so many tokens."""
+    # A line through two measurements: texts of mean_tokens, and pages.
+    mean_seconds = 1 / i["texts_per_vcpu_second_batched"]
+    token_seconds = (i["page_seconds"] - mean_seconds) / (i["page_tokens"] - i["mean_tokens"])
+    text_seconds = i["page_seconds"] + (tokens - i["page_tokens"]) * token_seconds
+    instance_seconds = i["job_texts"] * text_seconds / i["vcpus"]
+    fees = i["job_texts"] / i["batching_rows"] * i["million_requests"] / 1e6
+    return {
+        "texts_per_vcpu_second": 1 / text_seconds,
+        "instance_hours": instance_seconds / 3600,
+        "instances_for_one_query": math.ceil(instance_seconds / 3600 / i["query_hours"]),
+        "by_request": instance_seconds * instance(i, "request") + fees,
+        "by_instance": instance_seconds * instance(i, "instance"),
+    }
+
+
 def instance(i: Inputs, billing: str) -> float:
     """Dollars a second of one instance: while it has requests ("request"), without ("idle"), always ("instance")."""
     return i["vcpus"] * i[f"cpu_{billing}"] + i["memory_gib"] * i[f"memory_{billing}"]
@@ -57,6 +77,8 @@ def main() -> None:
     defaults = inputs()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts-per-second", type=float, nargs="+", default=RATES, metavar="RATE")
+    parser.add_argument("--tokens", type=float, nargs="+", default=TOKENS, help="of a text, for the job")
+    parser.add_argument("--instances", type=int, nargs="+", default=INSTANCES, help="that the job may have (maxScale)")
     for name, value in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help=f"default: {value:g}")
     options = vars(parser.parse_args())
@@ -76,6 +98,26 @@ def main() -> None:
     break_even = instance(i, "instance") / instance(i, "request")
     print(f"| share of its time billed, above which instance-based is cheaper | {break_even:.0%} |")
     print(f"| share of requests that wait for a start | {i['starts_per_hour'] * i['start_seconds'] / 3600:.3%} |")
+
+    texts = f"{i['job_texts']:,.0f} texts"
+    print(f"\n| {texts}: tokens a text | texts/s a vCPU | in one query of {i['query_hours']:g} h", end="")
+    for count in options["instances"]:
+        print(f" | {count:,} instances", end="")
+    print(" | request-based | instance-based |\n" + "| ---: " * (5 + len(options["instances"])) + "|")
+    for tokens in options["tokens"]:
+        j = job(i, tokens)
+        print(f"| {tokens:g} | {number(j['texts_per_vcpu_second'])} | ", end="")
+        print(f"{j['instances_for_one_query']:,} instances | ", end="")
+        print(" | ".join(f"{number(j['instance_hours'] / count)} h" for count in options["instances"]), end="")
+        print(f" | ${number(j['by_request'])} | ${number(j['by_instance'])} |")
+    rows = i["batching_rows"]
+    last = i["concurrency"] * rows * i["page_seconds"] / i["vcpus"] * i["slow_cpu"]
+    print(f"\n| {rows:g} rows a request | |\n| --- | ---: |")
+    print(f"| time of a request, mixed texts | {number(rows / i['texts_per_vcpu_second_batched'] / i['vcpus'])} s |")
+    print(f"| the last of {i['concurrency']:g} at once, all pages, slow CPU | {number(last)} s |")
+    print(f"| response | {number(rows * i['reply_kb'] / 1000)} MB |")
+    print(f"| rows that the largest response would hold | {math.floor(i['response_mb'] * 1000 / i['reply_kb']):,} |")
+    print(f"| vectors of {texts} in BigQuery (`FLOAT64`) | {number(i['job_texts'] * i['dimension'] * 8 / 1e9)} GB |")
 
 
 if __name__ == "__main__":

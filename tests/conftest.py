@@ -1,9 +1,11 @@
 """Shared fixtures: a tiny real model, the full-size stand-in, and real servers on free ports."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,19 +87,28 @@ def client(tiny_model: Path, tiny_encoder: Encoder) -> FlaskClient:
 
 
 class Server:
-    """A real Gunicorn with this repository's gunicorn.conf.py."""
+    """A real Gunicorn with this repository's gunicorn.conf.py.
 
-    def __init__(self, environ: dict[str, str]) -> None:
+    Its output goes into a file, since a full pipe that nobody reads would hold it up; is_quiet: nowhere.
+    """
+
+    def __init__(self, environ: dict[str, str], *, is_quiet: bool = False) -> None:
         self.port = environ.get("PORT") or str(free_port())
         clean = {name: value for name, value in os.environ.items() if name.upper() not in VARIABLES}
+        self._output = open(os.devnull) if is_quiet else tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [Path(sys.executable).parent / "gunicorn"],
             cwd=ROOT,
             env={**clean, "PORT": self.port, **environ},
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL if is_quiet else self._output,
             stderr=subprocess.STDOUT,
-            text=True,
         )
+
+    @property
+    def output(self) -> str:
+        """What it has written so far."""
+        self._output.seek(0)
+        return self._output.read()
 
     @property
     def url(self) -> str:
@@ -121,13 +132,26 @@ class Server:
     def stop(self) -> str:
         """Stop it as an operator does; its output."""
         self.process.terminate()
-        output, _ = self.process.communicate(timeout=30)
+        return self.wait(30)
+
+    def wait(self, seconds: float) -> str:
+        """Its output, when it has ended."""
+        self.process.wait(seconds)
+        output = self.output
+        self._output.close()
         return output
+
+    def kill(self) -> None:
+        """End it at once, and take away what it could not."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._output.close()
+        shutil.rmtree(f"/dev/shm/embedding-metrics-{self.process.pid}", ignore_errors=True)
 
     def output_of_failed_boot(self) -> str:
         """Its output, when it must end by itself."""
-        output, _ = self.process.communicate(timeout=START_SECONDS)
-        return output
+        return self.wait(START_SECONDS)
 
 
 VARIABLES = {name.upper() for name in Settings.__dataclass_fields__}
@@ -150,6 +174,4 @@ def start() -> Iterator[Callable[..., Server]]:
 
     yield started
     for server in servers:
-        if server.process.poll() is None:
-            server.process.kill()
-        server.process.communicate()
+        server.kill()

@@ -8,7 +8,8 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from app.routes import native, ops
+from app import routes
+from app.routes import parsing
 from app.settings import Settings
 from build import verify
 from build.source import DEFAULT_MODEL
@@ -42,12 +43,12 @@ def test_options(readme: str) -> None:
     """Every option of /embed is in the README and in openapi.yml, with its default."""
     table, parameters = rows(readme), OPENAPI["components"]["parameters"]
     schema = OPENAPI["components"]["schemas"]["Texts"]["properties"]
-    assert set(native.OPTIONS) == set(parameters) == set(schema) - {"texts"}
+    assert set(parsing.OPTIONS) == set(parameters) == set(schema) - {"texts"}
     for name in ("normalize", "truncate", "encoding_format"):
-        default = getattr(native.Options(), name)
+        default = getattr(parsing.Options(), name)
         assert table[name] == (str(default).lower() if isinstance(default, bool) else default)
         assert parameters[name]["schema"]["default"] == schema[name]["default"] == default
-    assert set(native.OPTIONS) <= set(table)
+    assert set(parsing.OPTIONS) <= set(table)
 
 
 @pytest.mark.parametrize("readme", READMES)
@@ -61,7 +62,7 @@ def test_routes(readme: str) -> None:
 
 def test_version() -> None:
     """GET / and openapi.yml tell the same version."""
-    assert OPENAPI["info"]["version"] == ops.VERSION
+    assert OPENAPI["info"]["version"] == routes.VERSION
 
 
 def test_the_images_arguments() -> None:
@@ -70,7 +71,7 @@ def test_the_images_arguments() -> None:
     defaults = dict(re.findall(r"^ARG (\w+)=(.*)$", text, re.M))
     assert (defaults["MODEL"], defaults["REVISION"]) == (DEFAULT_MODEL, "")
     assert f"TORCH_INDEX ?= {defaults['TORCH_INDEX']}\n" in (ROOT / "Makefile").read_text()
-    assert defaults["VERSION"] == ops.VERSION
+    assert defaults["VERSION"] == routes.VERSION
     for readme in READMES:
         named = re.findall(r"`([A-Z]\w*)=`", (ROOT / readme).read_text())
         assert set(named) == set(defaults) - {"VERSION"}
@@ -118,7 +119,7 @@ def test_pictures_are_there() -> None:
             assert (ROOT / link).exists(), (readme, link)
 
 
-@pytest.mark.parametrize("name", ["runtime", "build", "test", "sdist", "audit"])
+@pytest.mark.parametrize("name", ["runtime", "build", "test", "sdist", "audit", "clients"])
 def test_locks(name: str) -> None:
     """Every package of the .in file is pinned in the .txt file, and every pin has hashes."""
     wanted = [line.split()[0] for line in lines(f"{name}.in") if not line.startswith("-")]

@@ -300,7 +300,7 @@ def test_sigterm_under_load(start: Start, tiny_model: Path) -> None:
         assert answer(endless)[0] == 503
         for thread in threads:
             thread.join()
-        output, _ = server.process.communicate(timeout=30)
+        output = server.wait(30)
         seconds = time.monotonic() - stopped
     assert (server.process.returncode, lost) == (0, []), output
     assert seconds < 8

@@ -1,15 +1,35 @@
 """What operators ask: what is this, is it alive, is it ready."""
 
-from flask import Blueprint, Response, current_app
+from typing import Any
 
-from app import cpu
+from flask import Blueprint, Flask, Response, current_app
+
+from app import cpu, metrics
 from app.errors import RETRY_AFTER_SECONDS
-from app.routes import encoder, json_response, settings
-
-NAME = "embedding-api"
-VERSION = "0.1.0"
+from app.routes import NAME, VERSION, encoder, json_response, settings
 
 blueprint = Blueprint("ops", __name__)
+
+
+def introduction(app: Flask) -> tuple[str, dict[str, Any]]:
+    """What is served and how, for the log's first line: a sentence and fields."""
+    limits, served = app.extensions["settings"], app.extensions["encoder"].artifact
+    manifest = served.manifest
+    return f"{NAME} {VERSION} serves {manifest.model} ({served.precision}) on port {limits.port}", {
+        "version": VERSION,
+        "model": manifest.model,
+        "revision": manifest.revision,
+        "precision": served.precision,
+        "cpu": cpu.features(),
+        "cpus": limits.cpus,
+        "workers": limits.web_concurrency,
+        "slots": limits.slots,
+        "threads": limits.threads,
+        "limits": {
+            name: getattr(limits, name)
+            for name in ("max_length", "max_texts", "max_body_bytes", "max_queue", "request_deadline", "cache_size")
+        },
+    }
 
 
 @blueprint.get("/")
@@ -39,7 +59,13 @@ def about() -> Response:
             "limits": {"max_texts": limits.max_texts, "max_body_bytes": limits.max_body_bytes},
             "quality": manifest.quality,
             "cpu": {**cpu.features(), "available": limits.cpus},
-            "links": {"docs": "/docs", "openapi": "/openapi.json", "health": "/health", "ready": "/readyz"},
+            "links": {
+                "docs": "/docs",
+                "openapi": "/openapi.json",
+                "health": "/health",
+                "ready": "/readyz",
+                "metrics": "/metrics",
+            },
         }
     )
 
@@ -48,6 +74,11 @@ def about() -> Response:
 @blueprint.get("/health")  # Cloud Run's front end answers /healthz itself
 def health() -> Response:
     return json_response({"ok": True})
+
+
+@blueprint.get("/metrics")
+def prometheus() -> Response:
+    return Response(metrics.render(), content_type=metrics.CONTENT_TYPE)
 
 
 @blueprint.get("/readyz")

@@ -74,7 +74,7 @@ def write_bodies(folder: str, mixed: Sequence[str], size: int, name: str = "", f
 
 def serve(settings: Settings, **environ: str) -> Server:
     model = {"MODEL_DIR": str(settings.model_dir.resolve()), "MAX_LENGTH": str(settings.max_length)}
-    return Server({**model, **environ})
+    return Server({**model, **environ}, is_quiet=True)
 
 
 def wait_for_first_vector(server: Server) -> None:

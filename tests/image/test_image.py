@@ -17,7 +17,7 @@ import pytest
 import requests
 import yaml
 
-from app.routes import ops
+from app import routes
 from tests.conftest import ROOT, Server, free_port
 from tests.image import container
 
@@ -127,7 +127,7 @@ def test_the_configuration() -> None:
     labels = config["Labels"]
     names = ["source", "revision", "version", "licenses", "title", "description"]
     assert set(labels) >= {f"org.opencontainers.image.{name}" for name in names}
-    assert labels["org.opencontainers.image.version"] == ops.VERSION
+    assert labels["org.opencontainers.image.version"] == routes.VERSION
     assert labels["embedding-api.model.id"]
     assert set(labels) >= {"embedding-api.model.revision", "embedding-api.model.precision"}
     assert not [item for item in config["Env"] if re.match("(?!GPG_KEY)[A-Z_]*(TOKEN|KEY|SECRET|PASSWORD)", item)]

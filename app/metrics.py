@@ -1,0 +1,120 @@
+"""The Prometheus series of GET /metrics, right across all workers, dead ones too.
+
+Each worker writes its values into files in memory (PROMETHEUS_MULTIPROC_DIR, which gunicorn.conf.py makes); whoever is
+asked adds them up. Without that folder a worker tells its own.
+"""
+
+import os
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from app.artifact import Artifact
+from app.record import OTHER, Record
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+METHODS = ("GET", "POST")
+STATUSES = ("200", "400", "401", "408", "413", "415", "429", "499", "500", "503")
+# What is refused because of load, by the error's code.
+REFUSALS = ("queue_full", "deadline_exceeded", "shutting_down")
+
+_registry = CollectorRegistry()
+requests = Counter(
+    "embedding_requests", "Requests that were answered.", ["method", "route", "status"], registry=_registry
+)
+request_seconds = Histogram(
+    "embedding_request_seconds",
+    "From the whole request to its answer; without those refused because of load.",
+    ["method", "route"],
+    buckets=SECONDS,
+    registry=_registry,
+)
+stage_seconds = Histogram(
+    "embedding_stage_seconds",
+    "Parts of the time of a request that computes: queue, tokenize, inference, serialize.",
+    ["stage"],
+    buckets=SECONDS,
+    registry=_registry,
+)
+texts = Counter("embedding_texts", "Texts that got a vector.", registry=_registry)
+tokens = Counter("embedding_tokens", "Their tokens, before truncation.", registry=_registry)
+truncated = Counter("embedding_truncated_texts", "Texts that were cut at MAX_LENGTH.", registry=_registry)
+cache_hits = Counter("embedding_cache_hits", "Texts whose vector was in the cache.", registry=_registry)
+refused = Counter("embedding_refused_requests", "Requests refused because of load.", ["reason"], registry=_registry)
+queue = Gauge(
+    "embedding_queue_requests", "Requests that wait for a slot.", multiprocess_mode="livesum", registry=_registry
+)
+queue_limit = Gauge(
+    "embedding_queue_limit_requests", "How many may (MAX_QUEUE).", multiprocess_mode="livesum", registry=_registry
+)
+in_flight = Gauge(
+    "embedding_in_flight_requests",
+    "Requests that wait or are being answered.",
+    multiprocess_mode="livesum",
+    registry=_registry,
+)
+slots = Gauge("embedding_slots", "Texts computed at once.", multiprocess_mode="livesum", registry=_registry)
+workers = Gauge("embedding_workers", "Worker processes.", multiprocess_mode="livesum", registry=_registry)
+build_info = Gauge(
+    "embedding_build_info",
+    "What is served; always 1.",
+    ["version", "model", "revision", "precision", "recipe", "stand_in"],
+    multiprocess_mode="max",
+    registry=_registry,
+)
+
+
+def expose(routes: Iterable[tuple[str, str]], version: str, artifact: Artifact) -> None:
+    """Let all series be there from the start, at zero: rates and alerts need a first value.
+
+    routes: method and rule of each.
+    """
+    for method, route in [*routes, *((method, OTHER) for method in METHODS)]:
+        request_seconds.labels(method, route)
+        for status in STATUSES:
+            requests.labels(method, route, status)
+    for stage in Record.STAGES:
+        stage_seconds.labels(stage)
+    for reason in REFUSALS:
+        refused.labels(reason)
+    manifest = artifact.manifest
+    stand_in = str(manifest.stand_in).lower()
+    recipe = manifest.recipe if artifact.precision == "int8" else ""
+    build_info.labels(version, manifest.model, manifest.revision or "", artifact.precision, recipe, stand_in).set(1)
+
+
+def answered(record: Record) -> None:
+    """Count one request."""
+    method = record.method if record.method in METHODS else OTHER
+    requests.labels(method, record.route, str(record.status)).inc()
+    if record.error in REFUSALS:
+        refused.labels(record.error).inc()
+    else:  # a refusal's few milliseconds would hide what the others wait
+        request_seconds.labels(method, record.route).observe(record.seconds)
+    if not record.texts:
+        return
+    for stage, seconds in record.stages.items():
+        stage_seconds.labels(stage).observe(seconds)
+    texts.inc(record.texts)
+    tokens.inc(record.tokens)
+    if record.truncated:
+        truncated.inc(record.truncated)
+    if record.cache_hits:
+        cache_hits.inc(record.cache_hits)
+
+
+def forget(pid: int) -> None:
+    """A worker has ended: what it counted stays, what it was doing does not."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def render() -> bytes:
+    """All series, as text."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(_registry)
+    collected = CollectorRegistry()
+    MultiProcessCollector(collected)  # type: ignore[no-untyped-call]
+    return generate_latest(collected)

@@ -1,0 +1,67 @@
+"""Client libraries that don't fit in the tests' own environment: LangChain's, LlamaIndex's, JavaScript's.
+
+They are installed under .cache/clients/ as locked in requirements/clients.txt and package-lock.json, Node.js included,
+and driven by python_client.py and openai_client.cjs. Another version of the JavaScript package: in package.json, then
+`npm install --package-lock-only --omit-lockfile-registry-resolved`.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+HOME = ROOT / ".cache/clients"
+LOCKS = (ROOT / "requirements/clients.txt", HERE / "package.json", HERE / "package-lock.json")
+PYTHON = HOME / "venv/bin/python"
+# The table that LangChain's tokenizer would download lies in LlamaIndex's package.
+TIKTOKEN_CACHE = "llama_index/core/_static/tiktoken_cache"
+
+
+def install() -> None:
+    """Make the environment anew where there is none of these locks and this Python."""
+    stamp = HOME / "installed.txt"
+    wanted = "\n".join([sys.version, *(lock.read_text() for lock in LOCKS)])
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
+    shutil.rmtree(HOME, ignore_errors=True)
+    HOME.mkdir(parents=True)
+    _run([sys.executable, "-m", "venv", "--without-pip", HOME / "venv"], os.environ)
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", PYTHON, "install", "--quiet"]
+    # little of it is ever imported: bytecode of all would take 100 MB
+    _run([*pip, "--no-compile", "--no-deps", "--require-hashes", "-r", LOCKS[0]], os.environ)
+    for lock in LOCKS[1:]:
+        shutil.copy(lock, HOME)
+    _run([_bin("npm"), "ci", "--prefix", HOME, "--ignore-scripts", "--no-audit", "--no-fund"], os.environ)
+    stamp.write_text(wanted)
+
+
+def python(**call: Any) -> Any:
+    """What python_client.py answers."""
+    cache = next((HOME / "venv/lib").glob(f"python*/site-packages/{TIKTOKEN_CACHE}"))
+    return _ask([PYTHON, HERE / "python_client.py"], {"TIKTOKEN_CACHE_DIR": str(cache)}, call)
+
+
+def javascript(**call: Any) -> Any:
+    """What openai_client.cjs answers."""
+    return _ask([_bin("node"), HERE / "openai_client.cjs"], {"NODE_PATH": str(HOME / "node_modules")}, call)
+
+
+def _bin(program: str) -> Path:
+    return HOME / "venv/bin" / program
+
+
+def _ask(command: list[str | Path], environ: dict[str, str], call: dict[str, Any]) -> Any:
+    # nothing of the user's own: keys, proxies, what turns on tracing
+    environ = {"PATH": os.environ["PATH"], "HOME": str(HOME), "HF_HUB_DISABLE_TELEMETRY": "1", **environ}
+    return json.loads(_run(command, environ, json.dumps(call)))
+
+
+def _run(command: list[str | Path], environ: Any, data: str = "") -> str:
+    run = subprocess.run(command, env=environ, input=data, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout

@@ -1,0 +1,67 @@
+"""Vectors from LangChain's and LlamaIndex's clients. Runs in the environment under .cache/clients/.
+
+stdin: {"client": a function of this file, "options": its arguments, "texts": [...]}
+stdout: {"vectors": {method: [[...], ...]}} or {"error": class, "message": ...}; "hosts": all it has connected to.
+"""
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+hosts: set[str] = set()
+
+
+def stay_here(event: str, arguments: tuple[Any, ...]) -> None:
+    """Note each host that is looked up or connected to, and refuse others than this one."""
+    if event == "socket.getaddrinfo":
+        host = arguments[0]
+    elif event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    else:
+        return
+    hosts.add(host)
+    if host != "127.0.0.1":
+        raise RuntimeError(f"{host} must not be reached")
+
+
+def langchain_openai(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    from langchain_openai import OpenAIEmbeddings  # type: ignore[import-not-found]
+
+    return langchain(OpenAIEmbeddings(**options), texts)
+
+
+def langchain_huggingface(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    from langchain_huggingface import HuggingFaceEndpointEmbeddings  # type: ignore[import-not-found]
+
+    return langchain(HuggingFaceEndpointEmbeddings(**options), texts)
+
+
+def langchain(client: Any, texts: list[str]) -> dict[str, Any]:
+    return {
+        "embed_documents": client.embed_documents(texts),
+        "embed_query": [client.embed_query(text) for text in texts],
+        "aembed_documents": asyncio.run(client.aembed_documents(texts)),
+    }
+
+
+def llama_index(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    from llama_index.embeddings.openai_like import OpenAILikeEmbedding  # type: ignore[import-not-found]
+
+    client = OpenAILikeEmbedding(**options)
+    return {
+        "get_text_embedding_batch": client.get_text_embedding_batch(texts),
+        "get_query_embedding": [client.get_query_embedding(text) for text in texts],
+        "aget_text_embedding_batch": asyncio.run(client.aget_text_embedding_batch(texts)),
+    }
+
+
+if __name__ == "__main__":
+    sys.addaudithook(stay_here)
+    call = json.load(sys.stdin)
+    answer: dict[str, Any]
+    try:
+        answer = {"vectors": globals()[call["client"]](call["options"], call["texts"])}
+    except Exception as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    print(json.dumps({**answer, "hosts": sorted(hosts)}))
