@@ -95,14 +95,11 @@ class Server:
     def __init__(self, environ: dict[str, str], *, is_quiet: bool = False) -> None:
         self.port = environ.get("PORT") or str(free_port())
         clean = {name: value for name, value in os.environ.items() if name.upper() not in VARIABLES}
-        self._output = open(os.devnull) if is_quiet else tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
-            [Path(sys.executable).parent / "gunicorn"],
-            cwd=ROOT,
-            env={**clean, "PORT": self.port, **environ},
-            stdout=subprocess.DEVNULL if is_quiet else self._output,
-            stderr=subprocess.STDOUT,
-        )
+        self.run([str(Path(sys.executable).parent / "gunicorn")], {**clean, "PORT": self.port, **environ}, is_quiet)
+
+    def run(self, command: list[str], environ: dict[str, str] | None = None, is_quiet: bool = False) -> None:
+        self._output = open(os.devnull, "r+") if is_quiet else tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=self._output, stderr=subprocess.STDOUT)
 
     @property
     def output(self) -> str:

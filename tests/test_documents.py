@@ -17,8 +17,8 @@ from tests.conftest import ROOT
 
 OPENAPI = yaml.safe_load((ROOT / "app/openapi.yml").read_text())
 READMES = ["README.md", "README.ja.md"]
-# Settings whose default the README puts in words, since it depends on the CPU.
-IN_WORDS = {"CPUS", "WEB_CONCURRENCY", "THREADS"}
+# Settings whose default the README puts in words, since it depends on the CPU or is empty.
+IN_WORDS = {"CPUS", "WEB_CONCURRENCY", "THREADS", "API_KEY", "CORS_ORIGINS", "GOOGLE_CLOUD_PROJECT"}
 
 
 def rows(readme: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from app.tokenizer import Tokenizer as AppTokenizer
 from build import pieces
@@ -30,9 +30,10 @@ def unigram(folder: Path) -> Path:
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=False))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=False)
     tokenizer.add_special_tokens(SPECIALS[:4] + [AddedToken("<mask>", lstrip=True)])
     tokenizer.add_tokens(["▁ab z"])
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     (folder / "tokenizer").mkdir(parents=True)
     tokenizer.save(str(folder / pieces.TOKENIZER))
     return folder
@@ -42,6 +43,17 @@ def both(folder: Path) -> tuple[AppTokenizer, AppTokenizer]:
     """From tokenizer.json, and from characters.json with pieces.npy."""
     whole, split = (AppTokenizer.load(folder / name) for name in (pieces.TOKENIZER, pieces.CHARACTERS))
     return whole, split
+
+
+def compare(whole: AppTokenizer, split: AppTokenizer, text: str) -> None:
+    """The same ids, at the same places, and the same text of them again."""
+    ids = whole(text)
+    assert split(text) == ids
+    assert split.spans(text) == whole.spans(text)
+    assert [number for number, _, _ in split.spans(text)] == ids
+    for skip in (True, False):
+        decoded = [each.decode([0, *ids, 2], skip_special_tokens=skip) for each in (whole, split)]
+        assert decoded[0] == decoded[1]
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +84,7 @@ def test_what_a_model_puts_around_a_text(tiny: tuple[AppTokenizer, AppTokenizer]
 )
 def test_texts_that_are_hard(tiny: tuple[AppTokenizer, AppTokenizer], text: str) -> None:
     """Ties, unknown characters, special tokens written out, more text than a block."""
-    whole, split = tiny
-    assert split(text) == whole(text)
+    compare(*tiny, text)
 
 
 @settings(max_examples=500, deadline=None)
@@ -82,9 +93,7 @@ def test_texts_that_are_hard(tiny: tuple[AppTokenizer, AppTokenizer], text: str)
 )
 def test_any_text(tiny: tuple[AppTokenizer, AppTokenizer], parts: list[str]) -> None:
     """Whatever is put together from pieces, special tokens and any other characters."""
-    whole, split = tiny
-    text = "".join(parts).encode("utf-8", "ignore").decode()
-    assert split(text) == whole(text)
+    compare(*tiny, "".join(parts).encode("utf-8", "ignore").decode())
 
 
 @pytest.mark.parametrize(
@@ -155,3 +164,14 @@ def test_documents_and_message_catalogues(full_size: tuple[AppTokenizer, AppToke
     texts = texts[:: len(texts) // DOCUMENTS or 1]
     assert len(texts) > 20
     assert [text[:100] for text in texts if split(text) != whole(text)] == []
+    assert [text[:100] for text in texts[::20] if split.spans(text) != whole.spans(text)] == []
+
+
+@pytest.mark.full_size
+def test_ids_become_the_text_again(full_size: tuple[AppTokenizer, AppTokenizer]) -> None:
+    """Also of pieces in scripts without spaces; ids of every tenth piece have the library's names."""
+    whole, split = full_size
+    for text in ("動的計画法とグラフ理論", "the cat sat on a mat", "สวัสดี ครับ", "😀 ok"):
+        assert split.decode([0, *split(text), 2]) == text
+    for number in range(0, split.vocabulary_size, 10):
+        assert split.decode([number], skip_special_tokens=False) == whole.decode([number]).replace("▁", "", 1)

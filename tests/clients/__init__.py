@@ -51,14 +51,27 @@ def javascript(**call: Any) -> Any:
     return _ask([_bin("node"), HERE / "openai_client.cjs"], {"NODE_PATH": str(HOME / "node_modules")}, call)
 
 
+def run(language: str, code: str) -> str:
+    """What a program in "python" or "js" prints."""
+    if language == "python":
+        cache = next((HOME / "venv/lib").glob(f"python*/site-packages/{TIKTOKEN_CACHE}"))
+        return _run([PYTHON, "-c", code], {**_clean(), "TIKTOKEN_CACHE_DIR": str(cache)})
+    program = HOME / "example.mjs"  # beside node_modules/, where imports are looked for
+    program.write_text(code)
+    return _run([_bin("node"), program], _clean())
+
+
 def _bin(program: str) -> Path:
     return HOME / "venv/bin" / program
 
 
 def _ask(command: list[str | Path], environ: dict[str, str], call: dict[str, Any]) -> Any:
-    # nothing of the user's own: keys, proxies, what turns on tracing
-    environ = {"PATH": os.environ["PATH"], "HOME": str(HOME), "HF_HUB_DISABLE_TELEMETRY": "1", **environ}
-    return json.loads(_run(command, environ, json.dumps(call)))
+    return json.loads(_run(command, {**_clean(), **environ}, json.dumps(call)))
+
+
+def _clean() -> dict[str, str]:
+    """Nothing of the user's own: keys, proxies, what turns on tracing."""
+    return {"PATH": os.environ["PATH"], "HOME": str(HOME), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def _run(command: list[str | Path], environ: Any, data: str = "") -> str:

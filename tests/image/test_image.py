@@ -34,12 +34,7 @@ class Container(Server):
 
     def __init__(self, **environ: str) -> None:
         self.port = str(free_port())
-        self.process = subprocess.Popen(
-            container.command(environ={"PORT": self.port, **environ}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        self.run(container.command(environ={"PORT": self.port, **environ}))
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +262,7 @@ def test_sigterm_loses_nothing() -> None:
     assert not answers
     start = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
-    output, _ = server.process.communicate(timeout=30)
+    output = server.wait(30)
     request.join()
     assert [answer.status_code for answer in answers] == [200], output
     assert len(answers[0].json()["vectors"]) == len(texts)
