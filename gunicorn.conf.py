@@ -71,6 +71,8 @@ graceful_timeout = 8
 timeout = 60
 # The longest that Gunicorn allows: GET /embed?q= has its text in it.
 limit_request_line = 8190
+# A client's SCRIPT_NAME means nothing here.
+forwarder_headers = ""
 # The parser that app/worker.py knows, even where the faster one is installed.
 http_parser = "python"
 # It would be opened under $HOME, which a read-only container has not.

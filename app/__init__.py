@@ -36,8 +36,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
             cache_size=settings.cache_size,
         )
     app = Flask(__name__, static_folder=None)
-    # One more, since werkzeug cuts a chunked body at its limit without a word: routes compare.
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
+    app.url_map.merge_slashes = False  # an unknown path is an error in JSON, not a page that leads elsewhere
     app.extensions["settings"] = settings
     app.extensions["encoder"] = encoder
     app.extensions["shutting_down"] = lambda: False  # a worker knows better

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from app.artifact import Artifact
 from app.cache import TextCache
-from app.errors import BootError, InvalidRequest, NotReady, TextTooLong
+from app.errors import BootError, InvalidRequest, NotReady, TextTooLong, WrongText
 from app.slots import Slots
 from app.tokenizer import Tokenizer
 
@@ -196,9 +196,15 @@ class Encoder:
         began = time.monotonic()
         before = self.prompt(prompt, prompt_name)
         full = [before + text for text in texts] if before else list(texts)
-        distinct = list(dict.fromkeys(full))
-        found = {text: entry for text in distinct if (entry := self._cache.get(text))}
-        missing = {text: self._tokenize(text, self.max_length, len(full)) for text in distinct if text not in found}
+        indexes: dict[str, int] = {}
+        for index, text in enumerate(full):
+            indexes.setdefault(text, index)
+        found = {text: entry for text in indexes if (entry := self._cache.get(text))}
+        missing = {
+            text: self._tokenize(text, self.max_length, len(full), index)
+            for text, index in indexes.items()
+            if text not in found
+        }
         lengths = {text: item.tokens for text, item in (found | missing).items()}
         tokens = [lengths[text] for text in full]
         truncated = self._truncated(tokens, truncate)
@@ -222,14 +228,14 @@ class Encoder:
             rows: the ids of each text, each from 0 to vocabulary_size - 1.
 
         Raises:
-            InvalidRequest: a row is empty, or an id is not one of the model's.
+            WrongText: a row is empty, or an id is not one of the model's.
             TextTooLong: truncate is False and a row is over max_length.
             DeadlineExceeded, NotReady: as `encode`.
         """
         self._check(len(rows))
         began = time.monotonic()
         for index, ids in enumerate(rows):
-            self._check_ids(ids, f"Text {index}")
+            self._check_ids(ids, index)
         lengths = [len(ids) for ids in rows]
         truncated = self._truncated(lengths, truncate)
         suffix = self._tokenizer.suffix
@@ -248,7 +254,7 @@ class Encoder:
         tokenizer = self._tokenizer
         content: list[Token] = []
         offset = 0
-        for piece in self._checked_pieces(text, 1):
+        for piece in self._checked_pieces(text, 1, 0):
             spans = tokenizer.spans(piece)
             content += [Token(number, offset + start, offset + stop) for number, start, stop in spans]
             offset += len(piece)
@@ -260,9 +266,11 @@ class Encoder:
         """The text of token ids.
 
         Raises:
-            InvalidRequest: an id is not one of the model's.
+            WrongText: there is none, or one is not the model's.
+            DeadlineExceeded: the request's time is up.
         """
-        self._check_ids(ids, "ids")
+        self.slots.check(1)
+        self._check_ids(ids, 0)
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def _check(self, texts: int) -> None:
@@ -273,20 +281,25 @@ class Encoder:
             raise NotReady(self.problem)
         self.slots.check(texts)
 
-    def _check_ids(self, ids: Sequence[int], name: str) -> None:
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are from 0 to this - 1."""
+        return self._tokenizer.vocabulary_size
+
+    def _check_ids(self, ids: Sequence[int], index: int) -> None:
         if not ids:
-            raise InvalidRequest(f"{name} has no token ids; at least one is needed.")
-        size = self._tokenizer.vocabulary_size
-        for number in ids:
-            if not 0 <= number < size:
-                raise InvalidRequest(f"{name} has the token id {number}; the model's are 0 to {size - 1}.")
+            raise WrongText(index, "has no token ids; at least one is needed.")
+        for number in (min(ids), max(ids)):
+            if not 0 <= number < self.vocabulary_size:
+                raise WrongText(index, f"has the token id {number}; the model's are 0 to {self.vocabulary_size - 1}.")
 
     def _truncated(self, tokens: list[int], truncate: bool) -> list[bool]:
         truncated = [n > self.max_length for n in tokens]
         if not truncate and True in truncated:
             index = truncated.index(True)
             raise TextTooLong(
-                f"Text {index} has {tokens[index]} tokens, over the limit of {self.max_length} (MAX_LENGTH), "
+                index,
+                f"has {tokens[index]} tokens, over the limit of {self.max_length} (MAX_LENGTH), "
                 "and truncate is false: shorten it, or allow truncation.",
                 "truncate",
             )
@@ -309,11 +322,11 @@ class Encoder:
             raise InvalidRequest(f"prompt_name is {name[:60]!r}; the model's prompts are: {known}.", "prompt_name")
         return prompts[name]
 
-    def _tokenize(self, text: str, max_length: int, texts: int = 1) -> _Tokenized:
+    def _tokenize(self, text: str, max_length: int, texts: int = 1, index: int = 0) -> _Tokenized:
         room = max_length - len(self._tokenizer.prefix) - len(self._tokenizer.suffix)
         content: list[int] = []
         count = 0
-        for piece in self._checked_pieces(text, texts):
+        for piece in self._checked_pieces(text, texts, index):
             with self._one_long_text if len(text) > PIECE_CHARACTERS else nullcontext():
                 ids = self._tokenizer(piece)
             content += ids[: room - len(content)]
@@ -323,12 +336,13 @@ class Encoder:
         ids = self._tokenizer.prefix + content + self._tokenizer.suffix
         return _Tokenized(np.array(ids, np.int64), len(self._tokenizer.prefix) + count + len(self._tokenizer.suffix))
 
-    def _checked_pieces(self, text: str, texts: int) -> Iterator[str]:
+    def _checked_pieces(self, text: str, texts: int, index: int) -> Iterator[str]:
         for piece in _pieces(text):
             if len(piece) > MAX_PIECE_CHARACTERS:
                 raise TextTooLong(
-                    f"A text has {len(piece)} characters without a space, "
-                    f"over the limit of {MAX_PIECE_CHARACTERS}: split it into several."
+                    index,
+                    f"has {len(piece)} characters without a space, over the limit of {MAX_PIECE_CHARACTERS}: "
+                    "split it into several.",
                 )
             self.slots.check(texts)
             yield piece

@@ -3,13 +3,15 @@
 BootError                 the server cannot start (no HTTP: one line on stderr)
 ServiceError              a request cannot be answered
 ├── InvalidRequest   400  the request itself is wrong
-│   └── TextTooLong  400  over MAX_LENGTH with truncate false, or a book without a space
+│   └── WrongText    400  one of the texts is wrong
+│       └── TextTooLong   over MAX_LENGTH with truncate false, or a book without a space
 ├── Unauthorized     401  no API key, or a wrong one
 ├── UnknownModel     404  another model than the one that is served
 ├── TooLarge         413  more texts than MAX_TEXTS
 ├── UnsupportedMedia 415  the body is not JSON by its headers
 ├── QueueFull        429  too many requests wait already
 ├── DeadlineExceeded 503  the time for the request was up before its work was done
+│   └── ShuttingDown      the same, because the server ends
 └── NotReady         503  the model has not proved itself on this CPU (yet)
 """
 
@@ -26,6 +28,11 @@ from app.record import BIGQUERY, RECORD, TEI, Record
 # What a refused client is told to wait: until the queue is shorter, and until another instance or worker is ready.
 QUEUE_RETRY_SECONDS = 1
 RETRY_AFTER_SECONDS = 5
+# A client that stops in the middle of a request or of its answer is let go.
+RECEIVE_SECONDS = 10
+FAULT = "Something went wrong inside the server; its log says what."
+# Of what a client chooses, in a message.
+MAX_SHOWN_CHARACTERS = 60
 
 # text-embeddings-inference's names of errors (ErrorType in its router/src/lib.rs).
 TEI_TYPES: dict[int, str] = {HTTPStatus.TOO_MANY_REQUESTS: "Overloaded", HTTPStatus.SERVICE_UNAVAILABLE: "Unhealthy"}
@@ -61,7 +68,21 @@ class InvalidRequest(ServiceError):
     code = "invalid_request"
 
 
-class TextTooLong(InvalidRequest):
+class WrongText(InvalidRequest):
+    """index: of the text that is wrong. reason: the rest of the sentence."""
+
+    def __init__(self, index: int, reason: str, param: str | None = None) -> None:
+        super().__init__(f"Text {index} {reason}", param)
+        self.index = index
+        self.reason = reason
+
+    def named(self, name: str) -> "WrongText":
+        """The same with the client's own name for the text."""
+        self.args = (f"{name} {self.reason}",)
+        return self
+
+
+class TextTooLong(WrongText):
     code = "text_too_long"
 
 
@@ -104,6 +125,10 @@ class DeadlineExceeded(ServiceError):
         )
 
 
+class ShuttingDown(DeadlineExceeded):
+    code = "shutting_down"
+
+
 class NotReady(ServiceError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "not_ready"
@@ -122,15 +147,19 @@ def error_body(status: int, message: str, code: str, param: str | None = None, *
 
 def _sentence(error: HTTPException, app: Flask) -> str:
     """werkzeug's error, with what was sent and what is allowed."""
+    path = request.path
+    if len(path) > MAX_SHOWN_CHARACTERS:
+        path = f"{path[:MAX_SHOWN_CHARACTERS]}…"
     match error:
         case NotFound():
-            return f"There is nothing at {request.path}; /docs lists what there is."
+            return f"There is nothing at {path}; /docs lists what there is."
         case MethodNotAllowed():
             allowed = ", ".join(sorted(error.valid_methods or ()))
-            return f"{request.method} is not allowed at {request.path}, only {allowed}."
+            return f"{request.method[:MAX_SHOWN_CHARACTERS]} is not allowed at {path}, only {allowed}."
         case RequestEntityTooLarge():
             limit = app.extensions["settings"].max_body_bytes
-            return f"The body is over the limit of {limit} bytes (MAX_BODY_BYTES): send fewer texts at once."
+            length = f"has {request.content_length} bytes," if request.content_length else "is"
+            return f"The body {length} over the limit of {limit} bytes (MAX_BODY_BYTES): send fewer texts at once."
     return error.description or error.name
 
 
@@ -167,4 +196,4 @@ def register(app: Flask) -> None:
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
         logger.exception("unexpected error")
-        return _answer(500, "Something went wrong inside the server; its log says what.", "internal_error")
+        return _answer(500, FAULT, "internal_error")

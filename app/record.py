@@ -16,7 +16,7 @@ OTHER = "other"
 # Whose clients look for more in an error than its one shape, by path. POST /embed is text-embeddings-inference's, too,
 # if the body has `inputs`.
 TEI, BIGQUERY = "tei", "bigquery"
-DIALECTS = {"/": TEI, "/similarity": TEI, "/tokenize": TEI, "/decode": TEI, "/bigquery": BIGQUERY}
+DIALECTS = {"/": TEI, "/similarity": TEI, "/tokenize": TEI, "/decode": TEI, "/info": TEI, "/bigquery": BIGQUERY}
 REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 # https://www.w3.org/TR/trace-context/#traceparent-header
 TRACEPARENT = re.compile(r"[\da-f]{2}-(?P<trace>[\da-f]{32})-(?P<span>[\da-f]{16})-[\da-f]{2}.*")

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from app.errors import DeadlineExceeded
+from app.errors import DeadlineExceeded, ShuttingDown
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -95,8 +95,8 @@ class Slots(Generic[T, R]):
         Raises:
             DeadlineExceeded: the time of the request that this thread runs is up.
         """
-        if self._here.request and self._is_late(self._here.request.deadline):
-            raise DeadlineExceeded(0, texts)
+        if self._here.request:
+            self._check(self._here.request.deadline, 0, texts)
 
     def map(self, items: Sequence[T]) -> list[R]:
         """work(item) of each, in order. What work raises is raised here, and the rest is left undone.
@@ -133,8 +133,12 @@ class Slots(Generic[T, R]):
             request.has_slot = False
             self._running -= 1
 
-    def _is_late(self, deadline: float) -> bool:
-        return time.monotonic() > min(deadline, self._end)
+    def _check(self, deadline: float, begun: int, texts: int) -> None:
+        now = time.monotonic()
+        if now > deadline:
+            raise DeadlineExceeded(begun, texts)
+        if now > self._end:
+            raise ShuttingDown(begun, texts)
 
     def _ticket(self) -> int:
         self._last_ticket += 1
@@ -213,8 +217,7 @@ class Slots(Generic[T, R]):
             text = text or self._granted_texts.get()
             batch = text.batch
             try:
-                if self._is_late(batch.deadline):
-                    raise DeadlineExceeded(text.index, len(batch.items))
+                self._check(batch.deadline, text.index, len(batch.items))
                 batch.finish(text.index, self._work(batch.items[text.index]))
             except BaseException as error:  # it belongs to the request's thread
                 batch.fail(error)

@@ -27,15 +27,21 @@ from typing import Any
 import gunicorn.http.message
 import gunicorn.http.wsgi
 import gunicorn.util
+from gunicorn.http.errors import (
+    ExpectationFailed,
+    InvalidResponseHeader,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+    UnsupportedTransferCoding,
+)
 from gunicorn.workers.gthread import TConn as GunicornConnection
 from gunicorn.workers.gthread import ThreadWorker
 
 from app import access, logs, metrics
-from app.errors import QUEUE_RETRY_SECONDS, QueueFull, error_body
+from app.errors import FAULT, QUEUE_RETRY_SECONDS, RECEIVE_SECONDS, QueueFull, error_body
 from app.record import DIALECTS, OTHER, RECORD, TEI, Record
 
-# A client that stops in the middle of a request or of its answer is let go.
-RECEIVE_SECONDS = 10
 # How long a stopping worker keeps idle connections for a request that is on its way, and a connection that is closed
 # is read from: what nobody reads would make the kernel reset it, and the client lose the answer.
 LINGER_SECONDS = 2
@@ -58,7 +64,7 @@ REQUEST_ID = re.compile(HEADER % rb"x-request-id", re.IGNORECASE)
 # A client that has left before its answer, in logs and metrics only.
 CLIENT_HAS_LEFT = 499
 # Requests that compute nothing, either. A path with % might be any.
-LIGHT = re.compile(rb"(?:GET|HEAD|OPTIONS) /(?!embed[? ])[^ %]* ")
+LIGHT = re.compile(rb"(?:(?:GET|HEAD) /(?!embed[? ])|OPTIONS /)[^ %]* ")
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})\r\n")
 # With these the length of a request, and whether it is one, is for Gunicorn to find out.
 UNKNOWN_LENGTH = re.compile(rb"transfer-encoding|\n(?:expect|upgrade)|[ \t]:|[^\r]\n")
@@ -261,7 +267,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def _refuse(self, connection: Connection, keep: bool) -> None:
         """Answer 429 right here; the request is not parsed, so that refusing costs next to nothing."""
         error = QueueFull(self.max_queue)
-        headers = f"Retry-After: {QUEUE_RETRY_SECONDS}\r\n"
+        headers = f"Retry-After: {QUEUE_RETRY_SECONDS}\r\n" + ("" if keep else "Connection: close\r\n")
         try:
             is_sent = self._tell(connection, error.status, str(error), error.code, headers)
         except OSError:
@@ -368,6 +374,23 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             _note(record)
         return not response.should_close()
 
+    def handle_error(self, request: Any, client: socket.socket, address: Any, error: Exception) -> None:
+        """Tell what is wrong with a request that Gunicorn cannot read, without writing it into the log."""
+        status, message = _unreadable(error, self.cfg)
+        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.log.error("unexpected error", exc_info=error)
+        record = Record()
+        record.error = status.name.lower()
+        record.identify("")
+        body = error_body(status, message, record.error)
+        headers = f"X-Request-Id: {record.request_id}\r\nConnection: close\r\n"
+        allowed = access.cors(self.cors_origins, "") if self.cors_origins else {}
+        headers += "".join(f"{name}: {value}\r\n" for name, value in allowed.items())
+        with suppress(OSError):
+            gunicorn.util.write_nonblock(client, _answer(status, body, headers))
+        record.end(status, len(body))
+        _note(record)
+
     def _give_up(self, connection: Connection) -> None:
         """Its time is up: in the middle of a request it is told why."""
         if connection.received and not connection.closing:
@@ -449,23 +472,24 @@ def _note(record: Record) -> None:
     logs.answered(record)
 
 
-def _write_error(sock: Any, status: int, reason: str, message: str) -> None:
-    """Requests that are not HTTP, or over Gunicorn's limits, never reach the app."""
-    if status == HTTPStatus.REQUEST_URI_TOO_LONG:
-        message += " (send long texts with POST /embed)"
-    record = Record()
-    record.error = HTTPStatus(status).name.lower()
-    record.identify("")
-    body = error_body(status, f"The request cannot be read: {message}", record.error)
-    headers = f"X-Request-Id: {record.request_id}\r\nConnection: close\r\n"
-    try:
-        gunicorn.util.write_nonblock(sock, _answer(HTTPStatus(status), body, headers))
-    finally:
-        record.end(status, len(body))
-        _note(record)
+def _unreadable(error: Exception, config: Any) -> tuple[HTTPStatus, str]:
+    """What is told about a request that never reaches the app; status and sentence."""
+    if isinstance(error, LimitRequestLine):
+        limit = f"The URL is over the limit of {config.limit_request_line} bytes: send long texts with POST /embed."
+        return HTTPStatus.REQUEST_URI_TOO_LONG, limit
+    if isinstance(error, LimitRequestHeaders):
+        limits = f"{config.limit_request_fields} fields, or of {config.limit_request_field_size} bytes in one of them"
+        return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"The headers are over the limit of {limits}."
+    if not isinstance(error, ParseException) or isinstance(error, InvalidResponseHeader):
+        return HTTPStatus.INTERNAL_SERVER_ERROR, FAULT
+    status = HTTPStatus.BAD_REQUEST
+    if isinstance(error, UnsupportedTransferCoding):
+        status = HTTPStatus.NOT_IMPLEMENTED
+    elif isinstance(error, ExpectationFailed):
+        status = HTTPStatus.EXPECTATION_FAILED
+    return status, f"The request cannot be read: {str(error).rstrip('.')}."
 
 
-# Gunicorn has no settings for these two: the page it writes, which is HTML, and the request
-# target, where it refuses what `curl 'host/embed?q=日本語'` sends, UTF-8 without percent signs.
-gunicorn.util.write_error = _write_error
+# Gunicorn has no setting for the request target, where it refuses what `curl 'host/embed?q=日本語'` sends, UTF-8
+# without percent signs.
 gunicorn.http.message.RFC9112_TARGET_INVALID = re.compile(r"[^\x21-\x7e\x80-\xff]")

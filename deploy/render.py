@@ -1,6 +1,6 @@
 """What deploy/rollout needs to know and to write; standard library only, since gcloud's image has nothing else.
 
-render.py manifest SERVICE IMAGE ACCOUNT < list.json      service.yaml with these, and traffic where it is
+render.py manifest SERVICE IMAGE ACCOUNT < list.json      service.yaml with these, the project, and traffic where it is
 render.py candidate                      < service.json   "URL REVISION SERVICE_URL" of the new revision
 render.py serving                        < service.json   a sentence: which revisions have the traffic
 
@@ -27,6 +27,8 @@ def manifest(template: str, service: str, image: str, account: str, current: lis
     text = _replace(r"^  name: .*$", f"  name: {service}", template)
     text = _replace(r"^( +- image:) .*$", rf"\1 {image}", text)
     text = _replace(r"^    spec:$", f"    spec:\n      serviceAccountName: {account}", text)
+    found = re.search(r"@([\w-]+)\.iam\.gserviceaccount\.com$", account)
+    text = _replace(r'^( +value:) "PROJECT"$', rf'\1 "{found[1] if found else ""}"', text)
     # JSON is YAML
     return _replace(r"^  traffic:\n(?:    .*\n)+\Z", f"  traffic: {json.dumps(traffic(current))}\n", text)
 

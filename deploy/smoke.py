@@ -1,6 +1,7 @@
 """Check a running server from outside; standard library only, so that the image itself can run it.
 
-python deploy/smoke.py URL            exit status 0 or 1; SMOKE_TOKEN: an identity token for a private service
+python deploy/smoke.py URL            exit status 0 or 1; SMOKE_TOKEN: an identity token for a private service;
+                                      SMOKE_API_KEY: one of the keys in API_KEY
 docker run -i IMAGE python - URL < deploy/smoke.py
 """
 
@@ -36,9 +37,15 @@ class Failed(Exception):
 
 
 class Server:
-    def __init__(self, url: str, token: str = "") -> None:
+    def __init__(self, url: str, token: str = "", key: str = "") -> None:
         self.url = _checked(url).rstrip("/")
-        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        # Cloud Run takes its token from either header, and hands on the one that is not its own.
+        # https://cloud.google.com/run/docs/authenticating/service-to-service
+        headers = {
+            "X-Serverless-Authorization" if key else "Authorization": token,
+            **({"Authorization": key} if key else {}),
+        }
+        self.headers = {name: f"Bearer {value}" for name, value in headers.items() if value}
 
     def ask(self, path: str, body: Any = None, seconds: float = REQUEST_SECONDS) -> tuple[int, Any]:
         """Status and JSON of a GET, or of a POST with a body; None for what is not JSON."""
@@ -142,6 +149,19 @@ def embed(server: Server) -> str:
     return f"/embed gives {len(vectors)} vectors of {dimension} numbers, and the same one alone as in the batch"
 
 
+def dialects(server: Server) -> str:
+    wanted = server.get("/embed", {"texts": TEXTS, "normalize": True})["vectors"]
+    openai = [item["embedding"] for item in server.get("/v1/embeddings", {"input": TEXTS})["data"]]
+    bigquery = server.get(
+        "/bigquery", {"calls": [[text] for text in TEXTS], "userDefinedContext": {"normalize": "true"}}
+    )
+    if not wanted == openai == bigquery["replies"] == server.ask("/embed", {"inputs": TEXTS})[1]:
+        raise Failed(
+            "/v1/embeddings, /bigquery and /embed with inputs do not all give the vectors of /embed with texts."
+        )
+    return "/v1/embeddings, /bigquery and /embed with inputs give the same vectors"
+
+
 def errors(server: Server) -> str:
     status, answer = server.ask("/embed", {"texts": []})
     shape = {"message", "type", "param", "code"}
@@ -173,10 +193,10 @@ def main() -> int:
     parser.add_argument("--allow-stand-in", action="store_true", help="accept the offline model")
     options = parser.parse_args()
     try:
-        server = Server(options.url, os.environ.get("SMOKE_TOKEN", ""))
+        server = Server(options.url, os.environ.get("SMOKE_TOKEN", ""), os.environ.get("SMOKE_API_KEY", ""))
         print("ok:", ready(server, options.ready_path, options.timeout), flush=True)
         print("ok:", about(server, options.allow_stand_in), flush=True)
-        for check in (quality, embed, errors):
+        for check in (quality, embed, dialects, errors):
             print("ok:", check(server), flush=True)
     except (Failed, OSError, http.client.HTTPException) as error:
         print(f"FAILED: {options.url}: {error}", file=sys.stderr)

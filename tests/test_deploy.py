@@ -41,7 +41,8 @@ ALWAYS = {"PROJECT_ID": "project", "BUILD_ID": "build-1"}
 TRIGGERED = {"COMMIT_SHA": "c0ffee", "REPO_FULL_NAME": "owner/name"}
 DIGEST = "asia-northeast1-docker.pkg.dev/project/embedding-api/embedding-api@sha256:0123"
 IMAGE = DIGEST.partition("@")[0]
-ACCOUNT = "embedding-api@project.iam.gserviceaccount.com"
+PROJECT = "project"
+ACCOUNT = f"embedding-api@{PROJECT}.iam.gserviceaccount.com"
 ROLLOUT = ["bash", "deploy/rollout", "embedding-api", "asia-northeast1", DIGEST, ACCOUNT]
 
 
@@ -178,10 +179,17 @@ def test_smoke(server: Server) -> None:
     run = smoke(server.url)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert all(line.startswith("ok: ") for line in lines)
     about = requests.get(server.url, timeout=10).json()["model"]
     assert f"{about['id']} at {about['revision']}, int8, {about['dimension']} dimensions" in lines[1]
+
+
+def test_smoke_with_a_key(start: Callable[..., Server], tiny_model: Path) -> None:
+    """A server with keys wants one, beside which Cloud Run's token has a header of its own."""
+    server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, API_KEY="one,two").wait_until_ready()
+    assert "401" in smoke(server.url, SMOKE_TOKEN="token").stderr
+    assert smoke(server.url, SMOKE_TOKEN="token", SMOKE_API_KEY="two").returncode == 0
 
 
 def model(**values: Any) -> Callable[[str, Any], tuple[int, Any]]:
@@ -219,6 +227,10 @@ def vectors(change: Callable[[list[Any]], list[Any]]) -> Callable[[str, Any], tu
         (vectors(lambda given: [[float("inf"), *given[0][1:]], *given[1:]]), "not finite"),
         (lambda path, answer: (503 if path == "/embed" else 200, answer), "/embed answered 503"),
         (lambda path, answer: (200, {} if path == "/" else answer), "not of this API's form"),
+        (
+            lambda path, answer: (200, {"replies": []} if path == "/bigquery" else answer),
+            "do not all give the vectors of /embed with texts",
+        ),
         (lambda path, answer: (200, {"error": "no"} if "error" in answer else answer), "/embed answered an empty list"),
     ],
 )
@@ -550,7 +562,10 @@ def test_first_deployment(pipeline: Pipeline) -> None:
     ]
     wanted = json.loads(json.dumps(SERVICE))
     wanted["spec"]["traffic"] = pipeline.applied["spec"]["traffic"]
-    wanted["spec"]["template"]["spec"]["containers"][0]["image"] = DIGEST
+    container = wanted["spec"]["template"]["spec"]["containers"][0]
+    container["image"] = DIGEST
+    project = next(variable for variable in container["env"] if variable["name"] == "GOOGLE_CLOUD_PROJECT")
+    project["value"] = PROJECT
     wanted["spec"]["template"]["spec"]["serviceAccountName"] = ACCOUNT
     assert pipeline.applied == wanted
     assert problems("knative-service.json", pipeline.applied) == []

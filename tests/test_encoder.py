@@ -96,7 +96,7 @@ def test_long_texts_are_counted_whole(fp32: Encoder, reference: Any) -> None:
 def test_a_book_without_a_space_is_refused(fp32: Encoder) -> None:
     """Its memory would be unbounded; 100,000 characters without a space, and any number with spaces, are fine."""
     assert fp32.encode(["a" * 100_000, "a" * 90_000 + " " + "a" * 90_000]).tokens == [3, 4]
-    with pytest.raises(TextTooLong, match="A text has 100001 characters without a space, over the limit of 100000"):
+    with pytest.raises(TextTooLong, match="Text 0 has 100001 characters without a space, over the limit of 100000"):
         fp32.encode(["a" * 100_001])
 
 

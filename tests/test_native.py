@@ -80,7 +80,7 @@ def test_truncation_is_told_or_refused(client: FlaskClient) -> None:
     assert (body["tokens"], body["truncated"]) == ([3, 102], [False, True])
     error = error_of(post(client, {"texts": texts, "truncate": False}))
     assert (error["status"], error["param"], error["code"]) == (400, "truncate", "text_too_long")
-    assert "Text 1 has 102 tokens, over the limit of 64" in error["message"]
+    assert "texts[1] has 102 tokens, over the limit of 64" in error["message"]
 
 
 @pytest.mark.parametrize("query", ["q=東京", "q=%E6%9D%B1%E4%BA%AC", "q=%e6%9d%b1%e4%ba%ac&normalize=false"])

@@ -1,6 +1,6 @@
 """POST /bigquery: a remote function of BigQuery. https://cloud.google.com/bigquery/docs/remote-functions"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flask import Blueprint, Response
@@ -19,8 +19,10 @@ def bigquery() -> Response:
     """{"calls": [[text or null], …]} -> {"replies": [vector or null, …]}; what else BigQuery sends is not needed."""
     body = json_body()
     calls, wanted = _calls(body), _options(body)
+    places = [index for index, text in enumerate(calls) if text is not None]
     texts = [text for text in calls if text is not None]
-    vectors = iter(encode(texts, wanted).vectors) if texts else iter(())
+    name: Callable[[int], str] = lambda index: f"calls[{places[index]}]"
+    vectors = iter(encode(texts, wanted, name).vectors) if texts else iter(())
     return json_response({"replies": [None if text is None else next(vectors) for text in calls]})
 
 
@@ -44,7 +46,9 @@ def _calls(body: dict[str, Any]) -> Sequence[str | None]:
 
 def _options(body: dict[str, Any]) -> Options:
     """What CREATE FUNCTION has in user_defined_context; all values are strings there."""
-    context = body.get("userDefinedContext") or {}
+    context = body.get("userDefinedContext")
+    if context is None:
+        return Options()
     if not isinstance(context, dict):
         raise InvalidRequest(f"userDefinedContext is {kind(context)}; it must be an object.", "userDefinedContext")
     for name in context:

@@ -22,7 +22,7 @@ def embed_one() -> Response:
         raise InvalidRequest("The parameter q is missing: GET /embed?q=TEXT.", "q")
     text = query.pop("q")
     wanted = _merged(query, {})
-    result = encode([text], wanted)
+    result = encode([text], wanted, lambda index: "q")
     return json_response(
         {
             "vector": render(result.vectors, wanted)[0],
@@ -39,7 +39,7 @@ def embed_many() -> Response:
     query, body = _query(), json_body()
     if "inputs" in body and "texts" not in body:
         record().dialect = TEI
-        return tei.embed(_in_both(query, body))
+        return tei.embed({**_in_both(query, body), "inputs": body["inputs"]})
     for name in body:
         if name != "texts" and name not in OPTIONS:
             raise InvalidRequest(f"Unknown field {shown(name)}; known are {', '.join(('texts', *OPTIONS))}.", name[:60])
@@ -47,7 +47,7 @@ def embed_many() -> Response:
         raise InvalidRequest('The field texts is missing: {"texts": ["…"]}.', "texts")
     texts = strings(body["texts"], "texts")
     wanted = _merged(query, body)
-    result = encode(texts, wanted)
+    result = encode(texts, wanted, lambda index: f"texts[{index}]")
     return json_response(
         {
             "vectors": render(result.vectors, wanted),

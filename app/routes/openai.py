@@ -22,9 +22,10 @@ blueprint = Blueprint("openai", __name__)
 @blueprint.post("/v1/embeddings")
 def embeddings() -> Response:
     body = json_body()
-    texts = _texts(body)
+    texts, model = _texts(body), _model(body)
     wanted = options(body, Options(normalize=True))
-    result = encode(texts, wanted)
+    name = (lambda index: "input") if isinstance(body["input"], str) else (lambda index: f"input[{index}]")
+    result = encode(texts, wanted, name)
     tokens = sum(result.tokens)
     return json_response(
         {
@@ -33,7 +34,7 @@ def embeddings() -> Response:
                 {"object": "embedding", "index": index, "embedding": vector}
                 for index, vector in enumerate(render(result.vectors, wanted))
             ],
-            "model": _model(body),
+            "model": model,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
     )

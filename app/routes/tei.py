@@ -8,14 +8,13 @@ from typing import Any
 from flask import Blueprint, Response
 
 from app.encoder import Embeddings, Token
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, TextTooLong, TooLarge
 from app.routes import VERSION, encoder, json_response, settings
 from app.routes.parsing import (
     Options,
     check_count,
     encode,
     encode_ids,
-    items,
     json_body,
     kind,
     options,
@@ -37,7 +36,11 @@ def embed_or_compare() -> Response:
 def embed(body: dict[str, Any]) -> Response:
     """A bare list of vectors; of one, for one text."""
     wanted = _options(body)
-    return json_response(render(_encoded(_inputs(body), wanted).vectors, wanted))
+    inputs = _required(body, "inputs")
+    rows = _ids(inputs, "inputs")
+    return json_response(
+        render((_of_texts(inputs, wanted) if rows is None else encode_ids(rows, wanted)).vectors, wanted)
+    )
 
 
 @blueprint.post("/similarity")
@@ -48,18 +51,23 @@ def similarity() -> Response:
 @blueprint.post("/tokenize")
 def tokenize() -> Response:
     body = json_body()
-    texts = _texts(_inputs(body), "inputs")
+    texts = _texts(_required(body, "inputs"))
     special = _flag(body, "add_special_tokens")
     prompt = encoder().prompt(None, options(body).prompt_name)
-    return json_response([_tokens(prompt + text, special) for text in texts])
+    try:
+        return json_response([_tokens(prompt + text, special) for text in texts])
+    except TextTooLong as error:
+        raise error.named("One of inputs") from None
 
 
 @blueprint.post("/decode")
 def decode() -> Response:
     body = json_body()
-    rows = _ids(_listed(body.get("ids"), "ids"), "ids")
+    given = _required(body, "ids")
+    rows = _ids(given, "ids")
     if rows is None:
-        raise InvalidRequest("ids must be a list of token ids, or a list of such lists.", "ids")
+        wrong = kind(given) if not isinstance(given, list) else "an empty list" if not given else "a list of others"
+        raise InvalidRequest(f"ids is {wrong}; it must be a list of token ids, or a list of such lists.", "ids")
     skip = _flag(body, "skip_special_tokens")
     return json_response([encoder().decode(row, skip_special_tokens=skip) for row in rows])
 
@@ -97,55 +105,73 @@ def _options(body: dict[str, Any]) -> Options:
     return options(body, Options(normalize=True))
 
 
-def _inputs(body: dict[str, Any]) -> Any:
-    """What there is to compute, as a list."""
-    if "inputs" not in body:
-        raise InvalidRequest("The field inputs is missing: a string or a list of strings.", "inputs")
-    inputs = body["inputs"]
+def _required(body: dict[str, Any], name: str) -> Any:
+    if name not in body:
+        raise InvalidRequest(f"The field {name} is missing.", name)
+    return body[name]
+
+
+def _ids(value: Any, name: str) -> list[list[int]] | None:
+    """One text's token ids or many texts', as many; None for what begins with something else."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], (int, float, list)):
+        return None
+    if not isinstance(value[0], list):
+        return [_row(value, name, name)]
+    check_count(value, name)
+    return [_row(row, f"{name}[{index}]", name) for index, row in enumerate(value)]
+
+
+def _row(row: Any, place: str, param: str) -> list[int]:
+    if not isinstance(row, list) or not row:
+        found = "an empty list" if row == [] else kind(row)
+        raise InvalidRequest(f"{place} is {found}; it must be a list of token ids.", param)
+    size = encoder().vocabulary_size
+    for index, item in enumerate(row):
+        if type(item) is not int or not 0 <= item < size:
+            raise InvalidRequest(
+                f"{place}[{index}] is {shown(item)}; it must be a token id, a whole number from 0 to {size - 1}.", param
+            )
+    return row
+
+
+def _texts(inputs: Any) -> list[str]:
     if isinstance(inputs, str):
         return [inputs]
-    return _listed(inputs, "inputs")
+    if not isinstance(inputs, list):
+        raise InvalidRequest(f"inputs is {kind(inputs)}; it must be a string or a list of strings.", "inputs")
+    return strings(inputs, "inputs")
 
 
-def _listed(value: Any, name: str) -> list[Any]:
-    """A list; a single text's token ids as a list of that one."""
-    if isinstance(value, list) and value and all(type(item) is int for item in value):
-        return [value]
-    return items(value, name)
-
-
-def _ids(rows: list[Any], name: str) -> list[list[int]] | None:
-    """Lists of token ids, if the first one is such a list."""
-    if not isinstance(rows[0], list):
-        return None
-    for index, row in enumerate(rows):
-        if not isinstance(row, list) or not all(type(item) is int for item in row):
-            raise InvalidRequest(f"{name}[{index}] is not a list of token ids, as {name}[0] is.", name)
-    return rows
-
-
-def _texts(inputs: list[Any], name: str) -> list[str]:
-    return strings(inputs, name)
-
-
-def _encoded(inputs: list[Any], wanted: Options) -> Embeddings:
-    rows = _ids(inputs, "inputs")
-    return encode(strings(inputs, "inputs"), wanted) if rows is None else encode_ids(rows, wanted)
+def _of_texts(inputs: Any, wanted: Options) -> Embeddings:
+    name = (lambda index: "inputs") if isinstance(inputs, str) else (lambda index: f"inputs[{index}]")
+    return encode(_texts(inputs), wanted, name)
 
 
 def _similarities(body: dict[str, Any]) -> Response:
     """The cosine of one sentence to each of others."""
-    inputs = body.get("inputs")
-    if not isinstance(inputs, dict) or not isinstance(inputs.get("source_sentence"), str):
-        raise InvalidRequest('inputs must be {"source_sentence": "…", "sentences": ["…"]}.', "inputs")
-    sentences = strings(inputs.get("sentences"), "sentences")
-    check_count([None, *sentences], "sentences with source_sentence")
-    parameters = body.get("parameters") or {}
-    if not isinstance(parameters, dict):
+    inputs = _required(body, "inputs")
+    if not isinstance(inputs, dict):
+        raise InvalidRequest(
+            f'inputs is {kind(inputs)}; it must be {{"source_sentence": "…", "sentences": ["…"]}}.', "inputs"
+        )
+    source, sentences = (inputs.get(name) for name in ("source_sentence", "sentences"))
+    if not isinstance(source, str):
+        raise InvalidRequest(f"inputs.source_sentence is {kind(source)}; it must be a string.", "inputs")
+    texts = [source, *strings(sentences, "inputs.sentences")]
+    limit = settings().max_texts
+    if len(texts) > limit:
+        raise TooLarge(
+            f"inputs has {len(texts)} texts, over the limit of {limit} (MAX_TEXTS): send fewer at once.", "inputs"
+        )
+    parameters = body.get("parameters")
+    if not isinstance(parameters, (dict, type(None))):
         raise InvalidRequest(f"parameters is {kind(parameters)}; it must be an object.", "parameters")
-    wanted = _options(parameters)
-    vectors = encode([inputs["source_sentence"], *sentences], wanted).vectors
+    vectors = encode(texts, _options(parameters or {}), _name_of_compared).vectors
     return json_response(vectors[1:] @ vectors[0])
+
+
+def _name_of_compared(index: int) -> str:
+    return f"inputs.sentences[{index - 1}]" if index else "inputs.source_sentence"
 
 
 def _tokens(text: str, add_special_tokens: bool) -> list[dict[str, Any]]:
