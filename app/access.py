@@ -14,11 +14,8 @@ OPEN_BELOW = "/docs/"
 ANY = "*"
 PREFLIGHT_SECONDS = 3600
 READABLE = "X-Request-Id, Server-Timing, Retry-After"
-SECURITY = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-}
+SECURITY = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+POLICY, NOTHING = "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"
 
 
 def register(app: Flask, settings: Settings) -> None:
@@ -26,11 +23,12 @@ def register(app: Flask, settings: Settings) -> None:
 
     @app.before_request
     def begin() -> None:
-        if RECORD not in request.environ:  # the server has none, as in tests
-            request.environ[RECORD] = Record()
-            request.environ[RECORD].begin(request.environ)
-        if request.url_rule is not None:
-            request.environ[RECORD].route = request.url_rule.rule
+        environ, rule = request.environ, request.url_rule
+        if RECORD not in environ:  # the server has none, as in tests
+            environ[RECORD] = Record()
+            environ[RECORD].begin(environ)
+        if rule is not None:
+            environ[RECORD].route = rule.rule
         if settings.api_key and not _is_open() and not _has_key(settings.api_key):
             raise Unauthorized(
                 "The API key is missing or wrong: send one of the server's with Authorization: Bearer KEY."
@@ -41,10 +39,12 @@ def register(app: Flask, settings: Settings) -> None:
         record: Record = request.environ[RECORD]
         headers = response.headers
         for name, value in SECURITY.items():
-            headers.setdefault(name, value)
-        headers["X-Request-Id"] = record.request_id
+            headers.add(name, value)
+        if POLICY not in headers:  # /docs has its own
+            headers.add(POLICY, NOTHING)
+        headers.add("X-Request-Id", record.request_id)
         if record.stages:
-            headers["Server-Timing"] = record.server_timing()
+            headers.add("Server-Timing", record.server_timing())
         if settings.cors_origins:
             headers.extend(cors(settings.cors_origins, request.headers.get("Origin", "")))
             if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:

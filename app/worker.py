@@ -53,7 +53,7 @@ PATIENCE_SECONDS = 0.1
 # How often it is looked whose time is up.
 LOOK_SECONDS = 0.1
 BUFFER_BYTES = 64 * 1024
-SECURITY = "".join(f"{name}: {value}\r\n" for name, value in access.SECURITY.items())
+SECURITY = "".join(f"{name}: {value}\r\n" for name, value in {**access.SECURITY, access.POLICY: access.NOTHING}.items())
 PROBE_THREADS = 2
 OTHER_THREADS = 16
 PROBE = re.compile(rb"(?:GET|HEAD) /(?:healthz?|readyz)? ")

@@ -144,7 +144,7 @@ def options(given: Mapping[str, Any], defaults: Options = Options()) -> Options:
         _check(name, value)
     if "prompt" in found and "prompt_name" in found:
         raise InvalidRequest("prompt and prompt_name contradict each other: give one of them.", "prompt")
-    return replace(defaults, **found)
+    return replace(defaults, **found) if found else defaults
 
 
 def from_text(name: str, text: str) -> Any:
@@ -199,6 +199,8 @@ def _shaped(result: Embeddings, options: Options) -> Embeddings:
     """(n, dim) -> (n, dimensions), each row cut and then, if asked for, of length 1."""
     current: Record = record()
     current.add(result)
+    if options.dimensions is None and not options.normalize:
+        return result
     vectors = result.vectors[:, : options.dimensions]
     if options.normalize:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)

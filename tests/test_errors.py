@@ -1,0 +1,781 @@
+"""Every route is asked for every failure that it can have: the right status, the one shape, a sentence that helps."""
+
+import gzip
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+from flask.testing import FlaskClient
+
+from app import create_app
+from app.artifact import sha256
+from app.encoder import Encoder
+from app.settings import Settings
+from tests.conftest import ROOT, Server, open_encoder
+from tests.test_load import MANY, clients, connect
+
+Start = Callable[..., Server]
+Route = tuple[str, str]
+
+OPENAPI = yaml.safe_load((ROOT / "app/openapi.yml").read_text())
+DOCUMENTED: dict[Route, set[int]] = {
+    (method.upper(), path): {int(status) for status in operation["responses"]}
+    for path, operations in OPENAPI["paths"].items()
+    for method, operation in operations.items()
+}
+# A right request for every route.
+RIGHT: dict[Route, tuple[str, Any]] = {
+    ("GET", "/embed"): ("/embed?q=cat", None),
+    ("POST", "/embed"): ("/embed", {"texts": ["cat"]}),
+    ("POST", "/v1/embeddings"): ("/v1/embeddings", {"input": ["cat"]}),
+    ("GET", "/v1/models"): ("/v1/models", None),
+    ("GET", "/v1/models/{model}"): ("/v1/models/tiny", None),
+    ("POST", "/similarity"): ("/similarity", {"inputs": {"source_sentence": "cat", "sentences": ["cat"]}}),
+    ("POST", "/tokenize"): ("/tokenize", {"inputs": ["cat"]}),
+    ("POST", "/decode"): ("/decode", {"ids": [5, 6]}),
+    ("GET", "/info"): ("/info", None),
+    ("POST", "/bigquery"): ("/bigquery", {"calls": [["cat"]]}),
+    ("POST", "/"): ("/", {"inputs": ["cat"]}),
+    **{("GET", path): (path, None) for path in "/ /healthz /health /readyz /metrics /docs /openapi.json".split()},
+}
+READS_JSON = [route for route in RIGHT if route[0] == "POST"]
+WAITS_FOR_A_SLOT = [("GET", "/embed"), *READS_JSON]
+# Without a key, as OPENAPI has them.
+OPEN = [
+    (method.upper(), path)
+    for path, operations in OPENAPI["paths"].items()
+    for method, operation in operations.items()
+    if operation.get("security") == [{}]
+]
+# What any request may get before it is known for which route it is.
+ANYWHERE = {400, 404, 405, 408, 414, 429, 431}
+# Documented, and asked for by no row: ids are checked, and there is no vocabulary that the library fails to decode.
+NEVER = {(("POST", "/decode"), 500)}
+# /readyz answers 503 in its own shape: tests/test_ops.py.
+OWN_SHAPE = {(("GET", "/readyz"), 503)}
+
+TEI_ROUTES = ("/", "/similarity", "/tokenize", "/decode")
+TEI_TYPES = {429: "Overloaded", 500: "Backend", 503: "Unhealthy"}
+TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+HEADERS = {401: "www-authenticate", 405: "allow", 429: "retry-after", 503: "retry-after"}
+JSON = {"Content-Type": "application/json"}
+LONG = "the " * 100
+SNOWMAN = "☃"
+SECRET = "geheim"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request and the failure that it must get; "…" in the message stands for anything.
+
+    body: bytes are sent as they are, everything else as JSON. client: the fixture that is asked. finding: why it fails
+    until that is fixed.
+    """
+
+    route: Route
+    message: str
+    param: str | None = None
+    body: Any = None
+    status: int = 400
+    code: str = "invalid_request"
+    path: str = ""
+    headers: Mapping[str, str] | None = None
+    client: str = "client"
+    finding: str = ""
+
+    @property
+    def sent(self) -> bytes:
+        body = RIGHT[self.route][1] if self.body is None and self.route in RIGHT else self.body
+        return body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+
+    @property
+    def url(self) -> str:
+        return self.path or RIGHT[self.route][0]
+
+
+@dataclass
+class Answer:
+    """headers: their names in small letters."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def check(answer: Answer, row: Row, *, is_parsed: bool = True) -> None:
+    """The answer is the row's failure, in the one shape with what the route's clients need, and says nothing else.
+
+    is_parsed: whether the server could know the route.
+    """
+    assert (answer.status, answer.headers["content-type"]) == (row.status, "application/json"), answer.body
+    assert re.fullmatch(r"[\w.:+/=-]{1,128}", answer.headers["x-request-id"])
+    assert HEADERS.get(row.status, "date") in answer.headers or row.status not in HEADERS
+    content = json.loads(answer.body)
+    error = content["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    message = error["message"]
+    assert re.fullmatch(re.escape(row.message).replace("…", ".*"), message), message
+    assert (error["param"], error["code"]) == (row.param, row.code)
+    assert error["type"] == TYPES.get(row.status, "invalid_request_error")
+    extra: dict[str, str] = {}
+    if is_parsed and (row.route[1] in TEI_ROUTES or row.route == ("POST", "/embed") and b'"inputs"' in row.sent):
+        extra["error_type"] = TEI_TYPES.get(row.status, "Validation")
+    elif is_parsed and row.route[1] == "/bigquery":
+        extra["errorMessage"] = message
+    assert {**content, "error": None} == {"error": None, **extra}
+    assert re.fullmatch(r"(?s)(?:[A-Z]|[a-z_.]+[ \[]).*\.", message) and len(message) <= 300, message
+    for not_for_clients in ("Traceback", "<", "Error:", " object at ", "\n", str(ROOT)):
+        assert not_for_clients not in message
+    if row.route in DOCUMENTED:
+        assert row.status in DOCUMENTED[row.route] | ANYWHERE
+
+
+def fails_until_fixed(finding: str) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(strict=True, reason=finding)
+
+
+# -- What one request is wrong with
+
+
+def rows() -> list[Any]:
+    """All rows that need no real server, as parameters of a test."""
+    tables = (not_json, texts, options, ids, others, queries, elsewhere, without_a_key, not_ready, faults)
+    return [
+        pytest.param(
+            row,
+            id=f"{table.__name__}-{''.join(row.route)}-{number}",
+            marks=fails_until_fixed(row.finding) if row.finding else (),
+        )
+        for table in tables
+        for number, row in enumerate(table())
+    ]
+
+
+def not_json() -> Iterator[Row]:
+    """Bodies that are no JSON object, by their bytes or by their headers."""
+    bodies: list[tuple[bytes, str]] = [
+        (b"", "The body is not JSON: Input is a zero-length, empty document (line 1, column 1)."),
+        (b"{", "The body is not JSON: unexpected end of data (line 1, column 2)."),
+        (b'{"a": NaN}', "The body is not JSON: … (line 1, column 7)."),
+        (b'{"a": ["\\ud83d"]}', "The body is not JSON: no low surrogate in string (line 1, column 10)."),
+        (b'{"a": ["\\udc00"]}', "The body is not JSON: …surrogate… (line 1, column …)."),
+        (b"[" * 10_000, "The body is not JSON: … (line 1, column …)."),
+        (b"\xef\xbb\xbf{}", "The body is not JSON: … (line 1, column 1)."),
+        (b'{"a": ["\xff"]}', "The body is not UTF-8: byte 0xff at 8."),
+        ('{"a": ["東京"]}'.encode("shift_jis"), "The body is not UTF-8: byte 0x93 at 8."),
+        ("{}".encode("utf-16"), "The body is not UTF-8: byte 0xff at 0."),
+        (b"[]", "The body is a list; it must be an object."),
+        (b'"cat"', "The body is a string; it must be an object."),
+        (b"5.5", "The body is a number; it must be an object."),
+        (b"true", "The body is a boolean; it must be an object."),
+        (b"null", "The body is null; it must be an object."),
+    ]
+    types = {
+        "": "The Content-Type is missing: send JSON with Content-Type: application/json.",
+        "text/plain": 'The Content-Type is "text/plain": send JSON with Content-Type: application/json.',
+        "multipart/form-data; boundary=a": 'The Content-Type is "multipart/form-data": send JSON with …',
+        "x" * 5000: 'The Content-Type is "xxx…: send JSON with Content-Type: application/json.',
+    }
+    for route in READS_JSON:
+        for data, message in bodies:
+            yield Row(route, message, body=data)
+        for kind, message in types.items():
+            headers = {"Content-Type": kind} if kind else {}
+            yield Row(route, message, status=415, code="unsupported_media_type", headers=headers)
+        for encoding, data in (("gzip", gzip.compress(b"{}")), ("br", b"{}")):
+            message = f'The Content-Encoding is "{encoding}": send the JSON uncompressed.'
+            headers = {**JSON, "Content-Encoding": encoding}
+            yield Row(route, message, body=data, status=415, code="unsupported_media_type", headers=headers)
+        too_large = Row(route, "", body=b" " * 20_001, status=413, code="request_entity_too_large")
+        yield replace(too_large, message="The body …over the limit of 20000 bytes (MAX_BODY_BYTES)….")
+        yield replace(too_large, message="The body …20001….", finding="M13: the size is not named")
+
+
+# Where a list of texts may stand: the route, the list's name, the request's body.
+TEXTS: list[tuple[str, str, Callable[[Any], Any]]] = [
+    ("/embed", "texts", lambda value: {"texts": value}),
+    ("/embed", "inputs", lambda value: {"inputs": value}),
+    ("/", "inputs", lambda value: {"inputs": value}),
+    ("/tokenize", "inputs", lambda value: {"inputs": value}),
+    ("/v1/embeddings", "input", lambda value: {"input": value}),
+    ("/similarity", "sentences", lambda value: {"inputs": {"source_sentence": "a", "sentences": value}}),
+]
+
+
+def texts() -> Iterator[Row]:
+    """Lists of texts that are none."""
+    for path, name, body in TEXTS:
+        route = ("POST", path)
+        is_one_enough = name.startswith("input")
+        wanted = "a string or a list of strings" if is_one_enough else "a list of strings"
+        m6 = "M6: one string is right, too" if name == "inputs" else ""
+        m7 = "M7: null counts as missing" if (path, name) == ("/embed", "inputs") else m6
+        values = {5: ("a number", m6), True: ("a boolean", m6), None: ("null", m7)}
+        if not is_one_enough:
+            values["cat"] = ("a string", "")
+        for value, (kind, finding) in values.items():
+            message = f"{name} is {kind}; it must be {wanted}."
+            yield Row(route, message, name, body(value), finding=finding)
+        yield Row(route, f"{name} is an empty list; at least one text is needed.", name, body([]))
+        for value, kind in ((5, "a number"), (None, "null"), (True, "a boolean"), ({"b": 1}, "an object")):
+            message = f"{name}[1] is {kind}; every item must be a string."
+            yield Row(route, message, name, body(["a", value]))
+        message = f"{name} has 9 items, over the limit of 8 (MAX_TEXTS): send fewer at once."
+        yield Row(route, message, name, body(["a"] * 9), 413, "too_many_texts")
+        if path == "/tokenize":
+            continue
+        too_long = "…1… has 102 tokens, over the limit of 64 (MAX_LENGTH), and truncate is false: …"
+        place = {"parameters": {"truncate": False}} if path == "/similarity" else {"truncate": False}
+        h5 = "H5: it names the next text" if path == "/similarity" else ""
+        given = {**body(["a", LONG]), **place}
+        yield Row(route, too_long, "truncate", given, code="text_too_long", finding=h5)
+    for path, name, _ in TEXTS[:5]:
+        body = {"wrong": 1} if name != "inputs" else {"input": "a"}
+        if (path, name) == ("/embed", "inputs"):
+            continue  # it is the native dialect then
+        message = f'The field {name} is missing: {"a string or a list of strings." if name != "texts" else "…"}'
+        unknown = 'Unknown field "wrong"; known are texts, normalize, …'
+        yield Row(("POST", path), *((unknown, "wrong") if name == "texts" else (message, name)), body)
+    yield Row(("POST", "/embed"), 'The field texts is missing: {"texts": ["…"]}.', "texts", {})
+
+
+# Where options may stand: the route, a right request, and the field that has them.
+OPTIONS: list[tuple[str, Any, str | None]] = [
+    ("/embed", {"texts": ["a"]}, None),
+    ("/embed", {"inputs": ["a"]}, None),
+    ("/", {"inputs": "a"}, None),
+    ("/v1/embeddings", {"input": "a"}, None),
+    ("/tokenize", {"inputs": "a"}, None),
+    ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"]}}, "parameters"),
+    ("/bigquery", {"calls": [["a"]]}, "userDefinedContext"),
+]
+
+
+def options() -> Iterator[Row]:
+    """Options with wrong values."""
+    known = "the model's prompts are: 'query', 'document'."
+    wrong: list[tuple[str, Any, str]] = [
+        ("normalize", "yes", 'normalize is "yes"; it must be true or false.'),
+        ("normalize", 1, "normalize is 1; it must be true or false."),
+        ("truncate", [True], "truncate is a list; it must be true or false."),
+        ("dimensions", 0, "dimensions is 0; it must be a whole number from 1 to 32."),
+        ("dimensions", -1, "dimensions is -1; it must be a whole number from 1 to 32."),
+        ("dimensions", 33, "dimensions is 33; it must be a whole number from 1 to 32."),
+        ("dimensions", 1.5, "dimensions is 1.5; it must be a whole number from 1 to 32."),
+        ("dimensions", True, "dimensions is true; it must be a whole number from 1 to 32."),
+        ("dimensions", "all", 'dimensions is "all"; it must be a whole number from 1 to 32.'),
+        ("dimensions", 10**30, "dimensions is 1e+30; it must be a whole number from 1 to 32."),
+        ("prompt", {"a": 1}, "prompt is an object; it must be a string of at most 1000 characters."),
+        ("prompt", "a" * 1001, 'prompt is "aaa…; it must be a string of at most 1000 characters.'),
+        ("prompt_name", 5, "prompt_name is 5; it must be a string of at most 1000 characters."),
+        ("prompt_name", "nope", f"prompt_name is 'nope'; {known}"),
+        ("prompt_name", "n" * 999, f"prompt_name is '{'n' * 60}…'; {known}"),
+        ("encoding_format", "hex", 'encoding_format is "hex"; it must be float or base64.'),
+        ("encoding_format", 64, "encoding_format is 64; it must be float or base64."),
+    ]
+    left = "; only Right is possible: a text keeps its beginning."
+    tei = [
+        ("truncation_direction", "Left", f'truncation_direction is "Left"{left}'),
+        ("truncation_direction", 5, f"truncation_direction is 5{left}"),
+    ]
+    for path, body, place in OPTIONS:
+        route = ("POST", path)
+        has_direction = "inputs" in body and path != "/tokenize"
+        for name, value, message in wrong + (tei if has_direction else []):
+            if path == "/bigquery" and name == "encoding_format":
+                continue
+            given = {name: value}
+            yield Row(route, message, name, {**body, **({place: given} if place else given)})
+        both = {"prompt": "a", "prompt_name": "query"}
+        message = "prompt and prompt_name contradict each other: give one of them."
+        yield Row(route, message, "prompt", {**body, **({place: both} if place else both)})
+    message = 'Unknown field "inputs"; known are texts, normalize, …'
+    yield Row(("POST", "/embed"), message, "inputs", {"texts": ["a"], "inputs": ["a"]})
+    message = f'Unknown field "{"x" * 40}…; known are texts, normalize, …'
+    yield Row(("POST", "/embed"), message, "x" * 60, {"texts": ["a"], "x" * 5000: 1})
+    message = "dimensions is 4 in the query and 3 in the body: give it once."
+    body = {"texts": ["a"], "dimensions": 3}
+    yield Row(("POST", "/embed"), message, "dimensions", body, path="/embed?dimensions=4")
+
+
+def ids() -> Iterator[Row]:
+    """Token ids that are none, or none of the model's."""
+    m2 = "M2: it says that the list is not what it is"
+    m3 = "M3: the wrong item is not named"
+    m5 = "M5: param is null"
+    for path, name in (("/", "inputs"), ("/embed", "inputs"), ("/decode", "ids")):
+        route = ("POST", path)
+        for value, message in (
+            ([-1], "… -1; the model's are 0 to 209."),
+            ([5, 210], "… 210; the model's are 0 to 209."),
+            ([2**63], f"… {2**63}; the model's are 0 to 209."),
+            ([[5], [210]], "…1… 210; the model's are 0 to 209."),
+            ([[5], []], "…1… has no token ids; at least one is needed."),
+        ):
+            yield Row(route, message, name, {name: value}, finding=m5)
+        yield Row(route, "…[0]…1.5….", name, {name: [[1.5]]}, finding=m2)
+        yield Row(route, '…[0]…"a"….', name, {name: [["a"]]}, finding=m2)
+        for value, shown in (([5, 2.5], "[1]…2.5"), ([5, True], "[1]…true"), ([5, 10**30], "[1]…1e+30")):
+            yield Row(route, f"{name}{shown}….", name, {name: value}, finding=m3)
+        message = f"{name}[1] is not a list of token ids, as {name}[0] is."
+        for value in ([[5], "a"], [[5], [True]], [[5], 5]):
+            yield Row(route, message, name, {name: value})
+        message = f"{name} has 9 items, over the limit of 8 (MAX_TEXTS): send fewer at once."
+        yield Row(route, message, name, {name: [[5]] * 9}, 413, "too_many_texts")
+        if path == "/decode":
+            continue
+        message = "…0 has 65 tokens, over the limit of 64 (MAX_LENGTH), and truncate is false: …"
+        yield Row(route, message, "truncate", {name: [5] * 65, "truncate": False}, code="text_too_long")
+    openai = "input has token ids, and they are another tokenizer's than this model's: send strings (LangChain: …)."
+    for value in ([5], [[5]]):
+        yield Row(("POST", "/v1/embeddings"), openai, "input", {"input": value})
+    message = "inputs[0] is a number; every item must be a string."
+    yield Row(("POST", "/tokenize"), message, "inputs", {"inputs": [5, 6]}, finding="M4: it says a list")
+    m1 = "M1: it asks for strings"
+    for body, kind in (({}, "missing"), ({"ids": None}, "null"), ({"ids": 5}, "a number"), ({"ids": "a"}, "a string")):
+        yield Row(("POST", "/decode"), f"…ids is {kind}…token ids…", "ids", body, finding=m1)
+    yield Row(("POST", "/decode"), "ids is an empty list; at least one… is needed.", "ids", {"ids": []})
+
+
+def others() -> Iterator[Row]:
+    """What only one route has."""
+    flags = {"/tokenize": "add_special_tokens", "/decode": "skip_special_tokens"}
+    for path, flag in flags.items():
+        for value, shown in (("no", '"no"'), (0, "0"), ({}, "an object")):
+            body = {**RIGHT["POST", path][1], flag: value}
+            yield Row(("POST", path), f"{flag} is {shown}; it must be true or false.", flag, body)
+
+    openai = ("POST", "/v1/embeddings")
+    yield Row(openai, "model is a number; it must be a string.", "model", {"input": "a", "model": 5})
+
+    m8 = "M8: the value is not named"
+    shape = 'inputs must be {"source_sentence": "…", "sentences": ["…"]}.'
+    for path, value in (("/similarity", {}), ("/similarity", {"inputs": "a"}), ("/", {"inputs": {}})):
+        yield Row(("POST", path), shape, "inputs", value)
+    yield Row(("POST", "/similarity"), "inputs is a number; …", "inputs", {"inputs": 5}, finding=m8)
+    wrong = {"inputs": {"source_sentence": 5, "sentences": ["a"]}}
+    yield Row(("POST", "/similarity"), "…source_sentence is a number…", "inputs", wrong, finding=m8)
+    many = {"inputs": {"source_sentence": "a", "sentences": ["a"] * 8}}
+    message = "… 9 …over the limit of 8 (MAX_TEXTS): send fewer at once."
+    yield Row(("POST", "/similarity"), message, "sentences", many, 413, "too_many_texts", finding=m8)
+    for value, kind in ((5, "a number"), ("a", "a string")):
+        body = {**RIGHT["POST", "/similarity"][1], "parameters": value}
+        message = f"parameters is {kind}; it must be an object."
+        yield Row(("POST", "/similarity"), message, "parameters", body)
+
+    bigquery = ("POST", "/bigquery")
+    for calls, kind in ((None, "null"), (5, "a number"), ({}, "an object")):
+        message = f"calls is {kind}; it must be a list of the arguments of each call."
+        yield Row(bigquery, message, "calls", {"calls": calls})
+    for call, found in (("a", "a string"), ([], "0 arguments"), (["a", "b"], "2 arguments"), (None, "null")):
+        message = f"calls[1] has {found}; the function takes one argument: FUNCTION(text STRING)."
+        yield Row(bigquery, message, "calls", {"calls": [["a"], call]})
+    for argument, kind in ((5, "a number"), (["a"], "a list"), (True, "a boolean")):
+        message = f"calls[1] has {kind}; the argument must be a STRING or NULL."
+        yield Row(bigquery, message, "calls", {"calls": [[None], [argument]]})
+    message = "calls has 9 items, over the limit of 8 (MAX_TEXTS): send fewer at once."
+    yield Row(bigquery, message, "calls", {"calls": [["a"]] * 9}, 413, "too_many_texts")
+    for context, message in (
+        (5, "userDefinedContext is a number; it must be an object."),
+        ({"mode": "a"}, 'user_defined_context has "mode"; known are normalize, dimensions, prompt_name, prompt, …'),
+        ({"encoding_format": "base64"}, 'user_defined_context has "encoding_format"; known are normalize, …'),
+    ):
+        yield Row(bigquery, message, "userDefinedContext", {"calls": [["a"]], "userDefinedContext": context})
+    context = {"truncate": "false"}
+    for calls, finding in (([["a"], [LONG]], ""), ([[None], [LONG]], "H5: it counts without null")):
+        message = "…1… has 102 tokens, over the limit of 64 (MAX_LENGTH), and truncate is false: …"
+        body = {"calls": calls, "userDefinedContext": context}
+        yield Row(bigquery, message, "truncate", body, code="text_too_long", finding=finding)
+    for empty in ([], "", 0, False):
+        message = "userDefinedContext is …; it must be an object."
+        body = {"calls": [["a"]], "userDefinedContext": empty}
+        yield Row(bigquery, message, "userDefinedContext", body, finding="L2: it counts as not given")
+
+
+def queries() -> Iterator[Row]:
+    """GET /embed's parameters; POST /embed has the same but q."""
+    known = "known are q, normalize, dimensions, prompt_name, prompt, truncate, encoding_format."
+    for query, param, message in (
+        ("", "q", "The parameter q is missing: GET /embed?q=TEXT."),
+        ("text=a", "text", f'Unknown parameter "text"; {known}'),
+        ("q=a&" + "x" * 999 + "=1", "x" * 60, f'Unknown parameter "{"x" * 40}…; {known}'),
+        ("q=a&q=b", "q", 'The parameter q is given twice, as "a" and "b".'),
+        ("q=%83e", None, "The query is not UTF-8: byte 0x83 at 0."),
+        ("q=%ed%a0%bd", None, "The query is not UTF-8: byte 0xed at 0."),
+        ("q=a" + "&normalize=1" * 100, None, "The query cannot be read: …."),
+        ("q=a&normalize=yes", "normalize", 'normalize is "yes"; it must be true or false.'),
+        ("q=a&truncate=", "truncate", 'truncate is ""; it must be true or false.'),
+        ("q=a&dimensions=33", "dimensions", "dimensions is 33; it must be a whole number from 1 to 32."),
+        ("q=a&dimensions=-1", "dimensions", 'dimensions is "-1"; it must be a whole number from 1 to 32.'),
+        ("q=a&dimensions=" + "9" * 999, "dimensions", 'dimensions is "999…; it must be a whole number from 1 to 32.'),
+        ("q=a&encoding_format=hex", "encoding_format", 'encoding_format is "hex"; it must be float or base64.'),
+        ("q=a&prompt=" + "a" * 1001, "prompt", 'prompt is "aaa…; it must be a string of at most 1000 characters.'),
+        ("q=a&prompt_name=nope", "prompt_name", "prompt_name is 'nope'; the model's prompts are: 'query', 'document'."),
+        ("q=a&prompt=a&prompt_name=query", "prompt", "prompt and prompt_name contradict each other: give one of them."),
+    ):
+        yield Row(("GET", "/embed"), message, param, path=f"/embed?{query}")
+    too_long = Row(("GET", "/embed"), "", code="text_too_long", path=f"/embed?truncate=0&q={'the+' * 100}")
+    message = "…0 has 102 tokens, over the limit of 64 (MAX_LENGTH), and truncate is false: …"
+    yield replace(too_long, message=message, param="truncate")
+    message = "…0… 100001 characters without a space, over the limit of 100000: split it into several."
+    path = f"/embed?q={'a' * 100_001}"
+    yield replace(too_long, message=message, param="q", path=path, finding="H5: which text?")
+
+
+def elsewhere() -> Iterator[Row]:
+    """Paths and methods that are none."""
+    for path in ("/nope", "/embed/", "/v1", "/bigquery/a", "/docs/assets/nope", "/docs/assets/../docs.py", "/EMBED"):
+        message = f"There is nothing at {path}; /docs lists what there is."
+        yield Row(("GET", "other"), message, status=404, code="not_found", path=path)
+    m14 = "M14: a long path is repeated in full"
+    path = "/" + "x" * 3000
+    yield Row(("GET", "other"), "There is nothing at /xxx….", None, None, 404, "not_found", path, finding=m14)
+    model = ("GET", "/v1/models/{model}")
+    for asked, shown in (("nope", "'nope'"), ("a//b", "'a//b'"), ("%E6%9D%B1", "'東'"), ("x" * 999, f"'{'x' * 60}'")):
+        message = f"There is no model {shown} here; the one that is served is 'tiny'."
+        yield Row(model, message, "model", None, 404, "model_not_found", f"/v1/models/{asked}")
+    for path in {path for _, path in RIGHT}:
+        methods = {method for method, other in RIGHT if other == path}
+        allowed = ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())))
+        for method in {"PUT", "DELETE", "GET", "POST"} - methods:
+            url = path.replace("{model}", "tiny")
+            message = f"{method} is not allowed at {url}, only {allowed}."
+            yield Row((method, path), message, None, b"", 405, "method_not_allowed", url)
+
+
+def without_a_key() -> Iterator[Row]:
+    """Routes that want a key; what they may and may not take for one: tests/test_access.py."""
+    message = "The API key is missing or wrong: send one of the server's with Authorization: Bearer KEY."
+    for route in RIGHT:
+        if route not in OPEN:
+            yield Row(route, message, status=401, code="invalid_api_key", client="guarded")
+
+
+def not_ready() -> Iterator[Row]:
+    """Routes that compute, where the self-check failed."""
+    for route in WAITS_FOR_A_SLOT:
+        if route[1] not in ("/tokenize", "/decode"):
+            message = "The self-check failed: … (cosine …, at least 0.999 is needed)."
+            yield Row(route, message, status=503, code="not_ready", client="unready")
+
+
+def faults() -> Iterator[Row]:
+    """Routes that have texts, where the tokenizer fails."""
+    message = "Something went wrong inside the server; its log says what."
+    for route in WAITS_FOR_A_SLOT:
+        path, body = json.loads(json.dumps(RIGHT[route]).replace("cat", SNOWMAN))
+        if route[1] != "/decode":
+            yield Row(route, message, None, body, 500, "internal_error", path, client="faulty")
+
+
+def app_client(encoder: Encoder, **settings: Any) -> FlaskClient:
+    return create_app(Settings(max_length=64, **settings), encoder).test_client()
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny_encoder: Encoder) -> FlaskClient:
+    """A client of a server with an API key."""
+    return app_client(tiny_encoder, api_key=("key",))
+
+
+@pytest.fixture(scope="module")
+def unready(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> FlaskClient:
+    """A client of a server whose model gives another vector than where it was built."""
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("unready") / "model")
+    change(folder, golden={"vectors": {"model_int8.onnx": [1.0] * 32}})
+    return app_client(open_encoder(folder))
+
+
+@pytest.fixture(scope="module")
+def faulty(tiny_model: Path, tiny_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> FlaskClient:
+    """A client of a server whose tokenizer has no token for what it does not know."""
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("faulty") / "model")
+    file = folder / "tokenizer/tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["unk_token"] = "[NONE]"
+    file.write_text(json.dumps(tokenizer))
+    golden = {"text": "cat", "vectors": {"model_int8.onnx": tiny_encoder.encode(["cat"]).vectors[0].tolist()}}
+    change(folder, golden=golden, files={"tokenizer/tokenizer.json": sha256(file)})
+    return app_client(open_encoder(folder))
+
+
+def change(model: Path, **fields: dict[str, Any]) -> None:
+    """Write other values into a model folder's manifest."""
+    manifest = json.loads((model / "manifest.json").read_text())
+    for name, values in fields.items():
+        manifest[name] |= values
+    (model / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("row", rows())
+def test_a_wrong_request(row: Row, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> None:
+    """It gets its failure, and the next request its answer."""
+    client: FlaskClient = request.getfixturevalue(row.client)
+    headers = JSON if row.headers is None else row.headers
+    response = client.open(row.url, method=row.route[0], data=row.sent or None, headers=headers)
+    answer = Answer(response.status_code, {name.lower(): value for name, value in response.headers}, response.data)
+    check(answer, row)
+    if row.status == 500:
+        assert "Traceback" in caplog.text and SNOWMAN not in caplog.text
+    path = "/health" if row.client in ("guarded", "unready") else "/embed?q=cat"
+    assert client.get(path).status_code == 200
+
+
+# -- What the server, the connection or the time is wrong with: real servers
+
+
+def request_of(route: Route, *, head: str = "", body: bytes | None = None, length: int | None = None) -> bytes:
+    """The bytes of a right request, with other lines in its head, or another body."""
+    path, right = RIGHT[route]
+    data = body if body is not None else json.dumps(right).encode() if right else b""
+    if right and "Transfer-Encoding" not in head:
+        head += f"Content-Length: {length or len(data)}\r\n"
+    kind = "Content-Type: application/json\r\n" if right else ""
+    return f"{route[0]} {path} HTTP/1.1\r\nHost: a\r\n{kind}{head}\r\n".encode() + data
+
+
+def answer_of(connection: socket.socket) -> Answer:
+    """The next answer on a connection."""
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
+
+
+def ask(server: Server, data: bytes, *, is_last: bool = False) -> Answer:
+    with connect(server) as connection:
+        connection.sendall(data)
+        if is_last:
+            connection.shutdown(socket.SHUT_WR)
+        return answer_of(connection)
+
+
+def named(routes: list[Route]) -> list[Any]:
+    return [pytest.param(route, id="".join(route)) for route in routes]
+
+
+class Stalled:
+    """A server, and requests that stopped in the middle: nothing more will come."""
+
+    def __init__(self, server: Server, stack: ExitStack) -> None:
+        self.server = server
+        self.connections: dict[Any, socket.socket] = {}
+        self._stack = stack
+        for route in RIGHT:
+            whole = request_of(route)
+            self._send(route, whole[: -1 if whole.endswith(b"}") else -2])
+        self._send("large", request_of(("POST", "/embed"), length=99_999))
+        self._send("chunked", request_of(("POST", "/embed"), head=CHUNKED, body=b"20\r\n{"))
+
+    def _send(self, name: Any, data: bytes) -> None:
+        connection = self.connections[name] = self._stack.enter_context(connect(self.server))
+        connection.sendall(data)
+
+
+CHUNKED = "Transfer-Encoding: chunked\r\n"
+
+
+@pytest.fixture(scope="module")
+def stalled(start: Start, tiny_model: Path) -> Iterator[Stalled]:
+    """They have 10 seconds, in which the other tests of the same server run."""
+    with ExitStack() as stack:
+        yield Stalled(start(MODEL_DIR=tiny_model, MAX_LENGTH=64, MAX_BODY_BYTES=100_000).wait_until_ready(), stack)
+
+
+@pytest.fixture
+def server(stalled: Stalled) -> Server:
+    return stalled.server
+
+
+@pytest.mark.parametrize("route", named(READS_JSON))
+@pytest.mark.parametrize(
+    ("head", "body", "length", "message"),
+    [
+        ("", b'{"a": 1', 100, "The body ends after 7 of 100 bytes (Content-Length)."),
+        ("", b"{" * 70_000, 99_999, "The body ends after 70000 of 99999 bytes (Content-Length)."),
+        (CHUNKED, b"ZZZ\r\n\r\n", None, "The body cannot be read: Invalid chunk size: b'ZZZ'."),
+        (CHUNKED, b"-1\r\n\r\n", None, "The body cannot be read: Invalid chunk size: b'-1'."),
+        (CHUNKED, b"2\r\n{}XX\r\n", None, "The body cannot be read: Invalid chunk terminator is not …: b'XX'."),
+        pytest.param(CHUNKED, b"9\r\n{", None, "The body ends …", marks=fails_until_fixed("H3: werkzeug's sentence")),
+        pytest.param(CHUNKED, b"2\r\n{}\r\n", None, "The body ends …", marks=fails_until_fixed("H3")),
+    ],
+)
+def test_a_body_that_breaks_off(
+    server: Server, route: Route, head: str, body: bytes, length: int | None, message: str
+) -> None:
+    """What is not all there, or wrongly chunked, is not taken for a request."""
+    data = request_of(route, head=head, body=body, length=length)
+    check(ask(server, data, is_last=True), Row(route, message))
+    assert ask(server, request_of(route)).status == 200
+
+
+@pytest.mark.parametrize("route", named(READS_JSON))
+def test_a_chunked_body_over_the_limit(server: Server, route: Route) -> None:
+    """413, although no length has warned of it."""
+    body = b"100001\r\n" + b" " * 0x100001 + b"\r\n0\r\n\r\n"
+    message = "The body …over the limit of 100000 bytes (MAX_BODY_BYTES)…."
+    row = Row(route, message, status=413, code="request_entity_too_large")
+    check(ask(server, request_of(route, head=CHUNKED, body=body)), row)
+
+
+@pytest.mark.parametrize("route", named(list(RIGHT)))
+@pytest.mark.parametrize(
+    ("old", "new", "status", "message"),
+    [
+        pytest.param(b" HTTP/1.1", b" HTTP/9.9", 400, "… 'HTTP/9.9'….", marks=fails_until_fixed("M10: no full stop")),
+        pytest.param(b"Host", b"Ho st", 400, "…'Ho st'….", marks=fails_until_fixed("M10: no full stop")),
+        pytest.param(b" HTTP/1.1", b"?" + b"a" * 9000 + b" HTTP/1.1", 414, "… 8190 …POST…."),
+        pytest.param(b"Host: a", b"Host: " + b"a" * 9000, 431, "… 8190….", marks=fails_until_fixed("M10: no limit")),
+        pytest.param(b"Host: a", b"Host: a" + b"\r\nA: a" * 200, 431, "… 100….", marks=fails_until_fixed("M10")),
+    ],
+)
+def test_what_is_not_http(server: Server, route: Route, old: bytes, new: bytes, status: int, message: str) -> None:
+    """Gunicorn's own refusals have the one shape, too; they come before it is known which route is meant."""
+    row = Row(route, message, status=status, code=HTTPStatus(status).name.lower())
+    try:
+        check(ask(server, request_of(route).replace(old, new, 1)), row, is_parsed=False)
+    finally:
+        assert ask(server, request_of(route)).status == 200
+
+
+@fails_until_fixed("M11: Gunicorn believes a header from this machine, and answers 500")
+def test_a_header_that_moves_the_server(server: Server) -> None:
+    """No header of a client's makes the server believe that it is mounted elsewhere."""
+    assert ask(server, request_of(("GET", "/health"), head="SCRIPT_NAME: /a\r\n")).status == 200
+
+
+@fails_until_fixed("H1: Gunicorn logs the line")
+def test_no_text_in_the_log(server: Server) -> None:
+    """A request that cannot be read leaves no text in the log, nor in the answer."""
+    for line in (f"GET /embed?q=a {SECRET} text HTTP/1.1", f"GET /embed?q={SECRET}", f"{SECRET} /embed HTTP/1.1"):
+        answer = ask(server, f"{line}\r\nHost: a\r\n\r\n".encode())
+        assert answer.status == 400 and SECRET.encode() not in answer.body
+    assert SECRET not in server.output
+
+
+@pytest.fixture(scope="module")
+def small_queue(start: Start, tiny_model: Path) -> Server:
+    """One slot, and two requests may wait."""
+    return start(MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1, MAX_QUEUE=2, MAX_TEXTS=10_000).wait_until_ready()
+
+
+def test_a_full_queue(small_queue: Server) -> None:
+    """Every route that waits for a slot answers 429; those that compute nothing go on."""
+
+    def large() -> None:
+        requests.post(f"{small_queue.url}/embed", json={"texts": MANY}, timeout=60)
+
+    message = "The queue is full: 2 requests wait already (MAX_QUEUE). Try again later."
+    with clients(6, large):
+        for route in WAITS_FOR_A_SLOT:
+            while (answer := ask(small_queue, request_of(route))).status == 200:
+                pass
+            check(answer, Row(route, message, status=429, code="queue_full"))
+            assert answer.headers["retry-after"] == "1"
+        for route in set(RIGHT) - set(WAITS_FOR_A_SLOT):
+            while (answer := ask(small_queue, request_of(route))).status == 429:
+                pass  # large bodies come in through the same threads
+            assert answer.status == 200
+    for route in WAITS_FOR_A_SLOT:
+        assert ask(small_queue, request_of(route)).status == 200
+
+
+def too_late(server: Server, seconds: float, *, stop: bool = False) -> dict[Route, Answer]:
+    """What waiting requests get if the worker is paused, as clouds do it, until their time is up."""
+    slow = request_of(("POST", "/tokenize"), body=json.dumps({"inputs": "!" * 60_000}).encode())
+    worker = server.workers()[0]
+    with ExitStack() as stack, ExitStack() as ahead, requests.Session() as session:
+        assert session.get(f"{server.url}/readyz", timeout=30).ok
+        for _ in range(20):
+            ahead.enter_context(connect(server)).sendall(slow)
+        waiting = {route: stack.enter_context(connect(server)) for route in WAITS_FOR_A_SLOT}
+        for route, connection in waiting.items():
+            connection.sendall(request_of(route))
+        for _ in range(2):  # then what was sent before has been received
+            assert session.get(f"{server.url}/readyz", timeout=30).ok
+        if stop:
+            server.process.terminate()
+            while session.get(f"{server.url}/readyz", timeout=30).ok:
+                pass
+        os.kill(worker, signal.SIGSTOP)
+        ahead.close()
+        time.sleep(seconds)
+        os.kill(worker, signal.SIGCONT)
+        return {route: answer_of(connection) for route, connection in waiting.items()}
+
+
+@pytest.fixture(scope="module")
+def late(start: Start, tiny_model: Path) -> dict[str, dict[Route, Answer]]:
+    """The answers after REQUEST_DEADLINE, and those of a server that is shutting down."""
+    environ: dict[str, Any] = {"MODEL_DIR": tiny_model, "MAX_LENGTH": 64, "CPUS": 1}
+    hasty = start(REQUEST_DEADLINE=1, **environ).wait_until_ready()
+    found = {"the deadline": too_late(hasty, 1.2)}
+    for route in WAITS_FOR_A_SLOT:
+        assert ask(hasty, request_of(route)).status == 200
+    ending = start(**environ).wait_until_ready()
+    found["the end"] = too_late(ending, 6.7, stop=True)
+    assert "Traceback" not in ending.wait(30)
+    assert ending.process.returncode == 0
+    return found
+
+
+@pytest.mark.parametrize("what", ["the deadline", "the end"])
+@pytest.mark.parametrize(
+    "route",
+    [
+        pytest.param(route, id="".join(route), marks=fails_until_fixed("H4") if route[1] == "/decode" else ())
+        for route in WAITS_FOR_A_SLOT
+    ],
+)
+def test_too_late(late: dict[str, dict[Route, Answer]], what: str, route: Route) -> None:
+    """503, nothing begun, whether the request's own time is up or the server's."""
+    message = "The request's time was up (REQUEST_DEADLINE, or the server is shutting down) after 0 of 1 texts: …"
+    if route[1] == "/similarity":
+        message = message.replace("of 1", "of 2")
+    check(late[what][route], Row(route, message, status=503, code="deadline_exceeded"))
+    assert late[what][route].headers["retry-after"] == "5"
+
+
+@pytest.mark.parametrize("route", named(list(RIGHT)))
+def test_a_request_that_stops(stalled: Stalled, route: Route) -> None:
+    """408 after 10 seconds."""
+    row = Row(route, "The request did not arrive within 10 s.", status=408, code="request_timeout")
+    check(answer_of(stalled.connections[route]), row)
+    assert ask(stalled.server, request_of(route)).status == 200
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("large", marks=fails_until_fixed("M12: the limit is not named")),
+        pytest.param("chunked", marks=fails_until_fixed("H3: 400 and werkzeug's sentence")),
+    ],
+)
+def test_a_body_that_stops(stalled: Stalled, name: str) -> None:
+    """408 for bodies that a thread waits for, too."""
+    row = Row(("POST", "/embed"), "The …did not arrive within 10 s.", status=408, code="request_timeout")
+    check(answer_of(stalled.connections[name]), row)
+
+
+def test_every_documented_failure_is_asked_for() -> None:
+    """Each route of openapi.yml has a right request, and each 4xx and 5xx of it a row; a new route fails here."""
+    assert set(RIGHT) == set(DOCUMENTED)
+    documented = {(route, status) for route, statuses in DOCUMENTED.items() for status in statuses if status >= 400}
+    asked = {(parameter.values[0].route, parameter.values[0].status) for parameter in rows()}
+    asked |= {(route, status) for route in WAITS_FOR_A_SLOT for status in (429, 503)}
+    asked |= {(route, status) for route in RIGHT for status in (408, 414)}
+    assert documented - asked == NEVER | OWN_SHAPE
+    assert {(route, status) for route, status in asked - documented if status not in ANYWHERE} == set()
