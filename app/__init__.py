@@ -39,7 +39,9 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     app.url_map.merge_slashes = False  # an unknown path is an error in JSON, not a page that leads elsewhere
     app.extensions["settings"] = settings
     app.extensions["encoder"] = encoder
-    app.extensions["shutting_down"] = lambda: False  # a worker knows better
+    # A worker knows better: whether it ends, and what it has answered but not counted yet.
+    app.extensions["shutting_down"] = lambda: False
+    app.extensions["count"] = lambda: None
     for dialect in (native, openai, tei, bigquery, ops):
         app.register_blueprint(dialect.blueprint)
     access.register(app, settings)

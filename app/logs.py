@@ -6,6 +6,7 @@ The names of the fields: https://cloud.google.com/logging/docs/structured-loggin
 import logging
 import os
 import sys
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -53,12 +54,12 @@ class _Formatter(logging.Formatter):
         message = record.getMessage()
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)
-        return line(record.levelname, message, {}).rstrip("\n")
+        return line(record.levelname, message, {}, record.created).rstrip("\n")
 
 
-def line(severity: str, message: str, fields: dict[str, Any]) -> str:
-    """One line, in the format that is set."""
-    now = datetime.now(UTC)
+def line(severity: str, message: str, fields: dict[str, Any], at: float) -> str:
+    """One line, in the format that is set; at: in seconds of time.time()."""
+    now = datetime.fromtimestamp(at, UTC)
     if _format == "json":
         content = {"severity": severity, "time": now, "message": message, **fields}
         return orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z, default=str).decode()
@@ -66,12 +67,12 @@ def line(severity: str, message: str, fields: dict[str, Any]) -> str:
     return f"{now:%Y-%m-%d %H:%M:%S} {severity} {message}{details}\n"
 
 
-def write(severity: str, message: str, fields: dict[str, Any]) -> None:
+def write(severity: str, message: str, fields: dict[str, Any], at: float | None = None) -> None:
     """Write a line as one piece, without the cost of logging's records."""
     if logging.getLevelNamesMapping()[severity] < _level:
         return
     with suppress(OSError):  # nobody reads it
-        os.write(2, line(severity, message, fields).encode("utf-8", "replace"))
+        os.write(2, line(severity, message, fields, time.time() if at is None else at).encode("utf-8", "replace"))
 
 
 def answered(record: Record) -> None:
@@ -111,4 +112,4 @@ def answered(record: Record) -> None:
             fields["logging.googleapis.com/spanId"] = record.span
     else:
         fields |= {f"{stage}_ms": milliseconds for stage, milliseconds in ms.items()}
-    write(severity, message, fields)
+    write(severity, message, fields, record.ended)

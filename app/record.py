@@ -54,6 +54,7 @@ class Record:
         self.truncated = 0
         self.cache_hits = 0
         self.seconds = 0.0
+        self.ended = 0.0
 
     def begin(self, environ: Mapping[str, Any]) -> None:
         """Take over what the request says of itself."""
@@ -86,9 +87,11 @@ class Record:
         self.cache_hits += result.cache_hits
 
     def end(self, status: int, answer_bytes: int) -> None:
+        """ended: by the clock, in seconds of time.time(). seconds: since it arrived."""
         self.status = status
         self.answer_bytes = answer_bytes
         self.seconds = time.monotonic() - self.arrived
+        self.ended = time.time()
 
     def server_timing(self) -> str:
         """The header of that name, in milliseconds: https://www.w3.org/TR/server-timing/"""

@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from tests.conftest import ROOT, VARIABLES, Server, free_port
-from tests.test_load import ENDLESS, connect, post
+from tests.test_load import connect
 
 Start = Callable[..., Server]
 Line = dict[str, Any]
@@ -28,6 +28,8 @@ BEARER = f"Authorization: Bearer {KEYS[1]}\r\n"
 PROJECT = "my-project"
 TRACE = "105445aa7843bc8bf206b12000100000"
 SPAN = "00f067aa0ba902b7"
+# More than two seconds of work in less bytes than make a request a large one.
+LONG = {"texts": [f"{n}" for n in range(7_000)], "prompt": "a " * 500}
 # What a pipe takes as one piece, whoever else writes into it (PIPE_BUF).
 PIECE_BYTES = 4096
 VECTOR_DIGITS = re.compile(r"\d\.\d{7,}")
@@ -42,9 +44,9 @@ def server(start: Start, tiny_model: Path) -> Server:
 
 @pytest.fixture(scope="module")
 def busy(start: Start, tiny_model: Path) -> Server:
-    """One thread that computes, two requests may wait, and none for longer than 2 s."""
-    limits = {"CPUS": 1, "THREADS": 1, "MAX_QUEUE": 2, "REQUEST_DEADLINE": 2, "MAX_TEXTS": 1_000_000}
-    return start(MODEL_DIR=tiny_model, MAX_LENGTH=64, MAX_BODY_BYTES=100_000_000, **limits).wait_until_ready()
+    """One thread that computes, one request may wait, and none for longer than 2 s."""
+    limits = {"CPUS": 1, "THREADS": 1, "MAX_QUEUE": 1, "REQUEST_DEADLINE": 2, "MAX_TEXTS": 100_000}
+    return start(MODEL_DIR=tiny_model, MAX_LENGTH=64, **limits).wait_until_ready()
 
 
 def written(server: Server) -> str:
@@ -55,7 +57,7 @@ def written(server: Server) -> str:
 
 def lines(text: str) -> list[Line]:
     """Each line is an object with severity, time and message."""
-    found = [json.loads(line) for line in text.splitlines()]
+    found = [json.loads(line) for line in text.removesuffix("\n").split("\n")]
     for line in found:
         assert line["severity"] in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), line
         assert line["time"].endswith("Z") and datetime.fromisoformat(line["time"]), line
@@ -188,29 +190,29 @@ def test_gunicorns_own_answers_say_to_whom(server: Server, status: int) -> None:
 @pytest.fixture(scope="module")
 def refusals(busy: Server) -> dict[int, tuple[Line, bytes]]:
     """The lines and bodies of what is refused while a request computes until its time is up, by status."""
-    traced = f"User-Agent: me\r\ntraceparent: 00-{TRACE}-{SPAN}-01\r\nX-Request-Id: "
-    with connect(busy) as endless, connect(busy) as refused, connect(busy) as slow:
+    traced = f"traceparent: 00-{TRACE}-{SPAN}-01\r\nX-Request-Id: "
+    with connect(busy) as late, connect(busy) as left, connect(busy) as full, connect(busy) as slow:
         slow.sendall(b"POST /similarity HTTP/1.1\r\nX-Request-Id: slow\r\nUser-Agent: me\r\nX-A: ")
-        endless.sendall(post(ENDLESS, head=f"{traced}late\r\nConnection: close\r\n"))
-        while not lines_with_queue(busy):
-            time.sleep(0.01)
-        with connect(busy) as leaving:
-            leaving.sendall(post(["cat"], head=f"{traced}left\r\n"))
-            time.sleep(0.1)
-        refused.sendall(post(["cat"], head=f"{traced}full\r\nConnection: close\r\n"))
-        bodies = {429: received(refused)[2], 503: received(endless)[2], 499: b"", 408: received(slow)[2]}
+        late.sendall(send("/embed", json.dumps(LONG), f"{traced}late\r\n").encode())
+        time.sleep(0.2)
+        left.sendall(send("/embed", '{"texts": ["cat"]}', f"{traced}left\r\n").encode())
+        wait_until_queued(busy, 1)
+        left.close()
+        full.sendall(send("/embed", '{"texts": ["cat"]}', f"{traced}full\r\n").encode())
+        bodies = {429: received(full)[2], 503: received(late)[2], 499: b"", 408: received(slow)[2]}
     ids = {429: "full", 503: "late", 499: "left", 408: "slow"}
     return {status: (line_of(busy, request_id), bodies[status]) for status, request_id in ids.items()}
 
 
-def lines_with_queue(server: Server) -> bool:
-    """Whether a request waits, as GET /metrics says."""
-    return "\nembedding_queue_requests 1.0" in requests.get(f"{server.url}/metrics", timeout=10).text
+def wait_until_queued(server: Server, count: int) -> None:
+    """Until so many requests wait, as GET /metrics says."""
+    until = time.monotonic() + 10
+    while f"\nembedding_queue_requests {count}.0" not in requests.get(f"{server.url}/metrics", timeout=10).text:
+        assert time.monotonic() < until
 
 
 def test_refusals(refusals: dict[int, tuple[Line, bytes]]) -> None:
     """A full queue, a deadline, a client that has left and one that does not go on: a line each, with why."""
-    length = len(post(["cat"]).partition(b"\r\n\r\n")[2])
     for status, severity, error, path in (
         (429, "WARNING", "queue_full", "/embed"),
         (503, "WARNING", "deadline_exceeded", "/embed"),
@@ -223,7 +225,7 @@ def test_refusals(refusals: dict[int, tuple[Line, bytes]]) -> None:
         assert (request["requestMethod"], request["requestUrl"], line["route"]) == ("POST", path, path)
         assert (request["status"], request["responseSize"], request["protocol"]) == (status, str(len(body)), "HTTP/1.1")
         assert "texts" not in line
-    assert length and refusals[503][0]["ms"]["total"] > 1900 and refusals[499][0]["ms"]["total"] > 1000
+    assert refusals[503][0]["ms"]["total"] > 1900 and refusals[499][0]["ms"]["total"] > 1000
 
 
 @pytest.mark.xfail(strict=True, reason="a request that is not parsed has a record without address, client and trace")
@@ -304,7 +306,7 @@ def test_the_first_line(server: Server, busy: Server) -> None:
     assert (line["workers"], line["limits"]["max_texts"], line["limits"]["max_length"]) == (2, 8, 64)
     busys = line_where(busy, lambda line: "limits" in line)
     assert [busys[name] for name in ("cpus", "workers", "slots", "threads")] == [1, 1, 1, 1]
-    assert (busys["limits"]["max_queue"], busys["limits"]["request_deadline"]) == (2, 2)
+    assert (busys["limits"]["max_queue"], busys["limits"]["request_deadline"]) == (1, 2)
 
 
 def test_probes(server: Server, busy: Server) -> None:
@@ -436,55 +438,52 @@ def test_no_text_vector_or_key_is_logged(server: Server) -> None:
     line_of(server, last)
     output = written(server)
     vectors = {digits for answer in answers for digits in VECTOR_DIGITS.findall(answer)}
-    assert len(vectors) > 100 and sum(mark in answer for answer in answers) > 20
+    assert len(vectors) > 100 and sum(mark in answer for answer in answers) > 10
     assert [digits for digits in vectors if digits in output] == []
     for secret in (mark, "SECRETKEY", base64.b64encode(mark.encode()).decode()[:12], mark.encode().hex(), "NERTES"):
         assert secret.lower() not in output.lower()
 
 
+JSON_IN_CHUNKS = "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
 MALFORMED = {
     "a control character in the query": get("/embed?q=MARK\x01"),
     "a space in the query": get("/embed?q=cat MARK"),
-    "half a line": "GET /embed?q=MARK",
-    "half a head": "GET /embed?q=cat HTTP/1.1\r\nAuthorization: Bearer MARK\r\n",
     "a header without a colon": get("/embed?q=cat", "Authorization Bearer MARK\r\n"),
     "a space in a header's name": get("/embed?q=cat", "Authorization Bearer MARK: 1\r\n"),
+    "a control character in a header": get("/embed?q=cat", "Authorization: Bearer MARK\x01\r\n"),
     "an expectation": get("/embed?q=cat", "Expect: MARK\r\n"),
     "a coding": get("/embed?q=cat", "Transfer-Encoding: MARK\r\n"),
-    "a body without its head": '{"texts": ["MARK"]}\r\n\r\n',
-}
-HARMLESS = {
-    "a control character in a header": get("/embed?q=cat", "Authorization: Bearer MARK\x01\r\n"),
     "a long query": get(f"/embed?q=MARK{'a' * 9000}"),
     "a long header": get("/embed?q=cat", f"Authorization: Bearer MARK{'a' * 9000}\r\n"),
+    "a body without its head": '{"texts": ["MARK"]}\r\n\r\n',
     "two lengths": send("/embed", '{"texts": ["MARK"]}', "Content-Length: 1\r\n"),
     "half a body": send("/embed", '{"texts": ["MARK"]}').replace("Content-Length: 19", "Content-Length: 99"),
-    "a wrong chunk": get("/embed", "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n", "POST")
-    + "MARK\r\n",
-    "a chunk too long": get("/embed", "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n", "POST")
-    + "2\r\nMARK\r\n0\r\n\r\n",
+    "a wrong chunk": get("/embed", JSON_IN_CHUNKS, "POST") + "MARK\r\n",
+    "a chunk too long": get("/embed", JSON_IN_CHUNKS, "POST") + "2\r\nMARK\r\n0\r\n\r\n",
     "what comes behind": send("/embed", '{"texts": ["a"]}') + "MARK",
 }
+HALVES = ["GET /embed?q=MARK", "GET /embed?q=cat HTTP/1.1\r\nAuthorization: Bearer MARK\r\n"]
 
 
-def output_of_malformed(server: Server, request: str, mark: str) -> str:
+def output_after(server: Server, request: str) -> str:
     """What it has written when a later request has its line."""
-    ask(server, request.replace("MARK", mark).replace(BEARER, BEARER if "Bearer MARK" not in request else ""))
+    ask(server, request)
     line_of(server, ask(server, get("/info"))[1]["X-Request-Id"])
     return written(server)
 
 
-@pytest.mark.parametrize("case", HARMLESS)
-def test_what_http_cannot_be_is_not_logged(server: Server, case: str) -> None:
-    assert "SECRETHARMLESS" not in output_of_malformed(server, HARMLESS[case], "SECRETHARMLESS")
-
-
-@pytest.mark.xfail(strict=True, reason="Gunicorn's own lines have the wrong line of the request in them")
 @pytest.mark.parametrize("case", MALFORMED)
-def test_what_http_cannot_be_is_not_logged_by_gunicorn(server: Server, case: str) -> None:
+def test_what_http_cannot_be_is_not_logged(server: Server, case: str) -> None:
     """Texts and keys in a line that cannot be read are texts and keys."""
-    mark = f"SECRET{[*MALFORMED].index(case)}LINE"
-    assert mark not in output_of_malformed(server, MALFORMED[case], mark)
+    assert "SECRETMALFORMED" not in output_after(server, MALFORMED[case].replace("MARK", "SECRETMALFORMED"))
+
+
+@pytest.mark.xfail(strict=True, reason="at LOG_LEVEL=debug Gunicorn writes what there was of it")
+@pytest.mark.parametrize("half", HALVES)
+def test_half_a_request_is_not_logged(server: Server, half: str) -> None:
+    """A client that goes away in the middle of a head."""
+    mark = f"SECRET{len(half)}HALF"
+    assert mark not in output_after(server, half.replace("MARK", mark))
 
 
 HOSTILE = {
@@ -502,7 +501,7 @@ HOSTILE = {
 @pytest.mark.parametrize("header", ["User-Agent", "X-Request-Id", "X-Cloud-Trace-Context", "traceparent"])
 def test_what_a_client_would_write_in_a_header(server: Server, header: str, case: str) -> None:
     """One line, of the severity that it has, not longer than a pipe takes at once."""
-    request = get("/embed?q=cat", f"{header}: {HOSTILE[case]}\r\n".replace("User-Agent: me\r\n", ""))
+    request = get("/embed?q=cat", f"{header}: {HOSTILE[case]}\r\n").replace("User-Agent: me\r\n", "")
     status, headers, _ = ask(server, request.encode("latin-1"))
     line = line_of(server, headers["X-Request-Id"])
     assert status == (431 if case == "too long" else 200)
@@ -540,15 +539,18 @@ def test_lines_never_mix(tiny_model: Path) -> None:
                 path = "/embed?q=cat" if n % 2 else f"/{number}{'%01' * 300}"
                 ids.append(session.get(f"{url}{path}", timeout=30).headers["X-Request-Id"])
 
+    def end() -> None:
+        for thread in threads[:12]:
+            thread.join()
+        process.terminate()
+
     with subprocess.Popen([gunicorn], cwd=ROOT, env=environ, stderr=subprocess.PIPE) as process:
         assert process.stderr
         first = b""
         while b"Booting worker" not in first:
             first += process.stderr.readline()
         threads = [threading.Thread(target=client, args=(number,)) for number in range(12)]
-        threads.append(
-            threading.Thread(target=lambda: [thread.join() for thread in threads[:12]] and process.terminate())
-        )
+        threads.append(threading.Thread(target=end))
         for thread in threads:
             thread.start()
         output = (first + process.stderr.read()).decode()

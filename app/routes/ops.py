@@ -78,6 +78,7 @@ def health() -> Response:
 
 @blueprint.get("/metrics")
 def prometheus() -> Response:
+    current_app.extensions["count"]()
     return Response(metrics.render(), content_type=metrics.CONTENT_TYPE)
 
 
