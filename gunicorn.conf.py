@@ -1,5 +1,6 @@
 """Gunicorn's settings: `gunicorn` in this folder starts the server."""
 
+import atexit
 import gc
 import os
 import shutil
@@ -20,6 +21,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
+# A worker has less than 1 MB there; it would be killed, by SIGBUS, where that is not to be had.
+METRICS_BYTES = 16_000_000
+
+
 def _make_metrics_folder():
     """Name the folder where workers keep their metrics, before prometheus_client is imported; once in this process."""
     folder = f"{worker_tmp_dir or tempfile.gettempdir()}/embedding-metrics-{os.getpid()}"
@@ -29,9 +34,15 @@ def _make_metrics_folder():
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed and had the same number
     try:
         os.mkdir(folder, 0o700)
-    except OSError:  # nothing can be written: each worker tells its own
+        space = os.statvfs(folder)
+        if space.f_bavail * space.f_frsize < METRICS_BYTES:
+            raise OSError(f"less than {METRICS_BYTES} bytes are free")
+    except OSError:  # each worker tells its own
+        shutil.rmtree(folder, ignore_errors=True)
         return
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    owner = os.getpid()
+    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
 
 
 _make_metrics_folder()
@@ -102,11 +113,10 @@ def child_exit(server, worker):
     metrics.forget(worker.pid)
 
 
-def on_exit(server):
-    """Take the metrics' folder away."""
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")
-    if folder.endswith(f"embedding-metrics-{os.getpid()}"):
-        shutil.rmtree(folder, ignore_errors=True)
+def pre_fork(server, worker):
+    """A worker cannot start without the metrics' folder, whoever took it away."""
+    if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        os.makedirs(folder, 0o700, exist_ok=True)
 
 
 def post_worker_init(worker):

@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+from werkzeug.exceptions import BadRequest, HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
 from app.record import BIGQUERY, RECORD, TEI, Record
 
@@ -156,6 +156,8 @@ def _sentence(error: HTTPException, app: Flask) -> str:
         case MethodNotAllowed():
             allowed = ", ".join(sorted(error.valid_methods or ()))
             return f"{request.method[:MAX_SHOWN_CHARACTERS]} is not allowed at {path}, only {allowed}."
+        case BadRequest() if error.description == BadRequest.description:
+            return "The request cannot be read: its Host, or another header, is malformed."
         case RequestEntityTooLarge():
             limit = app.extensions["settings"].max_body_bytes
             length = f"has {request.content_length} bytes," if request.content_length else "is"

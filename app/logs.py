@@ -5,6 +5,7 @@ The names of the fields: https://cloud.google.com/logging/docs/structured-loggin
 
 import logging
 import os
+import re
 import sys
 import time
 from contextlib import suppress
@@ -19,6 +20,9 @@ from app.record import Record
 # Whose answers are not worth a line as long as they are right.
 PROBES = ("/health", "/healthz", "/readyz")
 MAX_CHARACTERS = 200  # of what a client chooses, in a line
+
+# What would make a line two, or move a terminal.
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 _format = "text"
 _level = logging.INFO
@@ -45,6 +49,7 @@ class Logger(gunicorn.glogging.Logger):  # type: ignore[misc]  # gunicorn has no
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
+        self.error_log.setLevel(max(self.error_log.level, logging.INFO))  # its debug lines have parts of requests
         self.error_log.handlers = []
         self.error_log.propagate = True
 
@@ -84,7 +89,7 @@ def answered(record: Record) -> None:
         severity = "DEBUG"
     if logging.getLevelNamesMapping()[severity] < _level:
         return
-    path = record.path[:MAX_CHARACTERS]
+    path = CONTROLS.sub(lambda found: repr(found[0])[1:-1], record.path[:MAX_CHARACTERS])[:MAX_CHARACTERS]
     message = f"{record.method} {path} {record.status} in {record.seconds * 1e3:.1f} ms"
     ms = {stage: round(seconds * 1e3, 3) for stage, seconds in record.stages.items()}
     fields: dict[str, Any] = {"requestId": record.request_id, "route": record.route}

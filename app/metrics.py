@@ -5,9 +5,12 @@ asked adds them up. Without that folder a worker tells its own.
 """
 
 import os
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from app.artifact import Artifact
@@ -106,9 +109,28 @@ def answered(record: Record) -> None:
 
 
 def forget(pid: int) -> None:
-    """A worker has ended: what it counted stays, what it was doing does not."""
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    """A worker has ended: what it was doing is gone, what it counted is added to that of the others that ended.
+
+    Its files go; a thousand of them would fill the memory that they are in, and /metrics reads all.
+    """
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder is None:
+        return
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    for kind in ("counter", "histogram"):
+        own, all_dead = (Path(folder, f"{kind}_{name}.db") for name in (pid, "dead"))
+        if not own.is_file():
+            continue
+        part = all_dead.with_suffix(".part")
+        if all_dead.is_file():
+            shutil.copy(all_dead, part)
+        sums = MmapedDict(str(part))  # type: ignore[no-untyped-call]
+        for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(str(own)):  # type: ignore[no-untyped-call]
+            sums.write_value(key, sums.read_value(key)[0] + value, timestamp)  # type: ignore[no-untyped-call]
+        sums.close()  # type: ignore[no-untyped-call]
+        part.replace(all_dead)
+        own.unlink()
+    Path(folder, f"gauge_max_{pid}.db").unlink(missing_ok=True)
 
 
 def render() -> bytes:

@@ -14,8 +14,13 @@ LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("json", "text")
 CPUS_PER_WORKER = 4
 # What a setting of several items, separated by commas, may have, and how that is said.
-KEY = (re.compile(r"[\x21-\x7e]+"), "keys of printable ASCII characters without spaces")
-ORIGIN = (re.compile(r"\*|https?://[^/\s?#]+"), "origins like https://example.com, without a path, or *")
+KEY = (re.compile(r"[\x21-\x7e]+"), "a key is printable ASCII characters without spaces")
+# As browsers send them: https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
+HOST = r"(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d+)?"
+ORIGIN = (
+    re.compile(rf"\*|https?://{HOST}"),
+    "an origin is like https://example.com, in small letters without a path, or *",
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,6 @@ def _items(name: str, text: str, allowed: re.Pattern[str], wanted: str, secret: 
     items = tuple(item.strip() for item in text.split(","))
     for number, item in enumerate(items, 1):
         if not allowed.fullmatch(item):
-            shown = f"Item {number} of {name}" if secret else f"{name} has {item!r}; it"
-            raise BootError(f"{shown} must be one of {wanted}; items are separated by commas.")
+            shown = f"Item {number} of {name} is not one of its kind" if secret else f"{name} has {item!r}"
+            raise BootError(f"{shown}: {wanted}; items are separated by commas.")
     return items

@@ -11,6 +11,7 @@ without end. Here the main thread watches all connections and receives the reque
 Parsing, calling the app and answering are Gunicorn's, in the thread that serves the request.
 """
 
+import logging
 import queue
 import re
 import selectors
@@ -24,6 +25,7 @@ from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import gunicorn.http.message
 import gunicorn.http.wsgi
@@ -41,7 +43,7 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from app import access, logs, metrics
 from app.errors import FAULT, QUEUE_RETRY_SECONDS, RECEIVE_SECONDS, QueueFull, error_body
-from app.record import DIALECTS, OTHER, RECORD, TEI, Record
+from app.record import RECORD, TEI, Record
 
 # How long a stopping worker keeps idle connections for a request that is on its way, and a connection that is closed
 # is read from: what nobody reads would make the kernel reset it, and the client lose the answer.
@@ -58,19 +60,19 @@ SECURITY = "".join(f"{name}: {value}\r\n" for name, value in {**access.SECURITY,
 PROBE_THREADS = 2
 OTHER_THREADS = 16
 PROBE = re.compile(rb"(?:GET|HEAD) /(?:healthz?|readyz)? ")
-REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) (/[^ ?\r]*)[^\r]* (HTTP/1\.\d)\r")
-HEADER = rb"\r\n%s:[ \t]*([^\r]*?)[ \t]*\r\n"
-ORIGIN = re.compile(HEADER % rb"origin", re.IGNORECASE)
-REQUEST_ID = re.compile(HEADER % rb"x-request-id", re.IGNORECASE)
+REQUEST_LINE = re.compile(r"([A-Z]{1,20}) (/[^ ?]*).* (HTTP/1\.\d)")
 # A client that has left before its answer, in logs and metrics only.
 CLIENT_HAS_LEFT = 499
 # Requests that compute nothing, either. A path with % might be any.
-LIGHT = re.compile(rb"(?:(?:GET|HEAD) /(?!embed[? ])|OPTIONS /)[^ %]* ")
+LIGHT = re.compile(rb"(?:(?:GET|HEAD) /(?!/|embed[? ])|OPTIONS /)[^ %]* ")
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})\r\n")
 # With these the length of a request, and whether it is one, is for Gunicorn to find out.
 UNKNOWN_LENGTH = re.compile(rb"transfer-encoding|\n(?:expect|upgrade)|[ \t]:|[^\r]\n")
 # After a refusal these are closed: who wants it, HTTP/1.0, and who would take the body for the next answer.
 CLOSES = re.compile(rb"\AHEAD |\A[^\r]* HTTP/1\.0\r|\r\nconnection:[ \t]*close", re.IGNORECASE)
+
+
+logger = logging.getLogger(__name__)
 
 
 class Connection(GunicornConnection):  # type: ignore[misc]  # gunicorn has no types
@@ -83,6 +85,7 @@ class Connection(GunicornConnection):  # type: ignore[misc]  # gunicorn has no t
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.received = b""
+        self.is_whole = False
         self.record = Record()
         self.until: float | None = None
         self.cut_off: float | None = None
@@ -206,11 +209,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _count(self) -> None:
         """Count and log what was answered; in any thread."""
-        with suppress(IndexError):
-            while True:
+        while True:
+            try:
                 record = self.records.popleft()
+            except IndexError:
+                return
+            try:
                 metrics.answered(record)
                 logs.answered(record)
+            except Exception:  # whatever it is, the server goes on
+                logger.exception("an answer was not counted or logged")
 
     def accept(self, listener: Any) -> bool:
         """Take a new connection and wait for its request; whether there was one."""
@@ -269,6 +277,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             return
         self.poller.unregister(connection.sock)
         connection.until = None
+        connection.is_whole = bool(is_whole)
         self.is_busy = True
         now = time.monotonic()
         deadline = now + self.deadline_seconds
@@ -299,12 +308,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _tell(self, connection: Connection, status: HTTPStatus, message: str, code: str, headers: str) -> bool:
         """Send an error without the app; whether all of it was sent."""
-        record = self._unparsed(connection.received)
+        environ = _unparsed(connection)
+        record = self._record_of(connection, environ)
+        if status == HTTPStatus.REQUEST_TIMEOUT:
+            record.arrived -= RECEIVE_SECONDS
         record.error = code
         body = error_body(status, message, code, dialect=record.dialect)
-        origin = ORIGIN.search(connection.received) if self.cors_origins else None
-        if origin:
-            allowed = access.cors(self.cors_origins, origin[1].decode("latin-1"))
+        if self.cors_origins:
+            allowed = access.cors(self.cors_origins, environ.get("HTTP_ORIGIN", ""))
             headers += "".join(f"{name}: {value}\r\n" for name, value in allowed.items())
         answer = _answer(status, body, f"X-Request-Id: {record.request_id}\r\n{headers}")
         sent: int = connection.sock.send(answer)
@@ -312,16 +323,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self.records.append(record)
         return sent == len(answer)
 
-    def _unparsed(self, received: bytes) -> Record:
-        """What can be told of a request without parsing it."""
+    def _record_of(self, connection: Connection, environ: dict[str, str]) -> Record:
+        """Of a request that is not parsed."""
         record = Record()
-        if line := REQUEST_LINE.match(received):
-            record.method, path, record.protocol = (part.decode("latin-1") for part in line.groups())
-            record.path = path
-            record.route = path if path in self.paths else OTHER
-            record.dialect = TEI if path == "/embed" and b'"inputs"' in received else DIALECTS.get(path, "")
-        given = REQUEST_ID.search(received)
-        record.identify(given[1].decode("latin-1") if given else "")
+        record.begin(environ)
+        if record.path in self.paths:
+            record.route = record.path
+        if record.path == "/embed" and b'"inputs"' in connection.received:
+            record.dialect = TEI
         return record
 
     def _serve(self, connection: Connection, patient_until: float) -> None:
@@ -330,7 +339,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         now = time.monotonic()
         connection.record.stages["queue"] = now - connection.record.arrived
         if now > patient_until and has_left(connection.sock):
-            record = self._unparsed(connection.received)
+            record = self._record_of(connection, _unparsed(connection))
             record.arrived = connection.record.arrived
             record.end(CLIENT_HAS_LEFT, 0)
             self.records.append(record)
@@ -338,6 +347,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             return
         try:
             connection.init()
+            connection.sock.setblocking(True)
             connection.parser.unreader.unread(connection.received)
             connection.received = b""
             keep = self.handle(connection)
@@ -363,49 +373,65 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         else:
             self._close_gently(connection)
 
+    def handle(self, connection: Connection) -> bool:
+        """Parse a request and answer it; whether the connection can be kept."""
+        try:
+            request = next(connection.parser)
+            if self.handle_request(request, connection):
+                return bool(connection.parser.finish_body(deadline=time.monotonic() + RECEIVE_SECONDS))
+        except (StopIteration, OSError):  # the client has left, or does not read
+            pass
+        except Exception as error:
+            self._tell_why_not(connection, error)
+        return False
+
     def handle_request(self, request: Any, connection: Connection) -> bool:
         """Call the app and send what it answers; whether the connection can be kept."""
         response, environ = gunicorn.http.wsgi.create(
             request, connection.sock, connection.client, connection.server, self.cfg, Response
         )
         environ["wsgi.multithread"] = True
+        if not request.path.isascii():  # Gunicorn encodes once more what came without percent signs
+            environ["PATH_INFO"] = unquote_to_bytes(request.path.encode("latin-1")).decode("latin-1")
         record = environ[RECORD] = connection.record
         record.begin(environ)
-        if not self.alive:
-            response.force_close()
         body = self.wsgi(environ, response.start_response)
+        # Gunicorn would close a connection with much of a body left in it, after it was told to be kept.
+        if not self.alive or (response.status_code >= HTTPStatus.BAD_REQUEST and not connection.is_whole):
+            response.force_close()
         try:
             for part in body:
                 response.write(part)
             response.close()
-        except OSError:
-            raise
-        except Exception:
+        except Exception as error:
             if response.head or not response.headers_sent:
-                raise  # Gunicorn answers 500
-            self.log.exception("The answer broke off")
-            return False
+                raise  # it can still be told
+            if not isinstance(error, OSError):
+                self.log.exception("The answer broke off")
+            response.force_close()
         finally:
             if hasattr(body, "close"):
                 body.close()
-            record.end(response.status_code, response.sent)
-            self.records.append(record)
+        record.end(response.status_code, response.sent)
+        self.records.append(record)
         return not response.should_close()
 
-    def handle_error(self, request: Any, client: socket.socket, address: Any, error: Exception) -> None:
+    def _tell_why_not(self, connection: Connection, error: Exception) -> None:
         """Tell what is wrong with a request that Gunicorn cannot read, without writing it into the log."""
         status, message = _unreadable(error, self.cfg)
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:
             self.log.error("unexpected error", exc_info=error)
-        record = Record()
+        record = connection.record
         record.error = status.name.lower()
-        record.identify("")
-        body = error_body(status, message, record.error)
+        record.remote = str(connection.client[0])
+        if not record.request_id:
+            record.identify("")
+        body = error_body(status, message, record.error, dialect=record.dialect)
         headers = f"X-Request-Id: {record.request_id}\r\nConnection: close\r\n"
         allowed = access.cors(self.cors_origins, "") if self.cors_origins else {}
         headers += "".join(f"{name}: {value}\r\n" for name, value in allowed.items())
         with suppress(OSError):
-            gunicorn.util.write_nonblock(client, _answer(status, body, headers))
+            gunicorn.util.write_nonblock(connection.sock, _answer(status, body, headers))
         record.end(status, len(body))
         self.records.append(record)
 
@@ -440,12 +466,15 @@ class _Threads:
 
     def __init__(self, count: int) -> None:
         self._waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = 0
         for _ in range(count):
             threading.Thread(target=self._run, daemon=True).start()
 
     @property
     def waiting(self) -> int:
-        return self._waiting.qsize()
+        """Those that no idle thread is about to take."""
+        return max(0, self._waiting.qsize() - self._idle)
 
     def submit(self, run: Callable[[], None]) -> None:
         self._waiting.put(run)
@@ -455,7 +484,12 @@ class _Threads:
 
     def _run(self) -> None:
         while True:
-            self._waiting.get()()
+            with self._lock:
+                self._idle += 1
+            run = self._waiting.get()
+            with self._lock:
+                self._idle -= 1
+            run()
 
 
 def _length(received: bytes) -> float | None:
@@ -478,6 +512,20 @@ def has_left(client: socket.socket) -> bool:
         return False
     except OSError:
         return True
+
+
+def _unparsed(connection: Connection) -> dict[str, str]:
+    """What a request seems to say of itself, as in WSGI's environ."""
+    lines = connection.received.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+    found = REQUEST_LINE.match(lines[0])
+    method, path, protocol = found.groups() if found else ("", "", "")
+    environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "SERVER_PROTOCOL": protocol}
+    for line in lines[1:]:
+        name, _, value = line.partition(":")
+        environ[f"HTTP_{name.upper().replace('-', '_')}"] = value.strip(" \t")
+    environ["CONTENT_LENGTH"] = environ.get("HTTP_CONTENT_LENGTH", "")
+    environ["REMOTE_ADDR"] = str(connection.client[0])
+    return environ
 
 
 def _answer(status: HTTPStatus, body: bytes, headers: str = "") -> bytes:

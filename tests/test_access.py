@@ -302,6 +302,9 @@ def test_preflight(guarded: FlaskClient, route: Route) -> None:
     assert cors_of(guarded.options(RIGHT[route][0], headers=headers))["access-control-allow-origin"] == ORIGIN
 
 
+NEVER_EQUAL = pytest.mark.xfail(strict=True, reason="A1: it is taken, and allows nobody")
+
+
 @pytest.mark.parametrize(
     "origins",
     [
@@ -310,7 +313,10 @@ def test_preflight(guarded: FlaskClient, route: Route) -> None:
         "https://a.example/app",
         "https://a.example https://b.example",
         "https://a.example,",
-        "https://*.a.example",
+        pytest.param("https://*.a.example", marks=NEVER_EQUAL),
+        pytest.param("https://A.example", marks=NEVER_EQUAL),
+        pytest.param("https://user@a.example", marks=NEVER_EQUAL),
+        pytest.param("https://a.example:", marks=NEVER_EQUAL),
         "ftp://a.example",
         "https://",
         "null",

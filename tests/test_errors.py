@@ -283,6 +283,8 @@ def options() -> Iterator[Row]:
     yield Row(("POST", "/embed"), message, "inputs", {"texts": ["a"], "inputs": ["a"]})
     message = f'Unknown field "{"x" * 40}…; known are texts, normalize, …'
     yield Row(("POST", "/embed"), message, "x" * 60, {"texts": ["a"], "x" * 5000: 1})
+    message = 'Unknown parameter "q"; known are normalize, …'
+    yield Row(("POST", "/embed"), message, "q", path="/embed?q=a")
     message = "dimensions is 4 in the query and 3 in the body: give it once."
     body = {"texts": ["a"], "dimensions": 3}
     yield Row(("POST", "/embed"), message, "dimensions", body, path="/embed?dimensions=4")
@@ -649,12 +651,29 @@ def test_a_full_queue(small_queue: Server) -> None:
                 pass
             check(answer, Row(route, message, status=429, code="queue_full"))
             assert answer.headers["retry-after"] == "1"
+            if route[0] == "POST":  # not all there yet, and never will be
+                while (answer := ask(small_queue, request_of(route, length=1_000_000))).status != 429:
+                    assert answer.status == 400
+                assert answer.headers["connection"] == "close"
         for route in set(RIGHT) - set(WAITS_FOR_A_SLOT):
-            while (answer := ask(small_queue, request_of(route))).status == 429:
-                pass  # large bodies come in through the same threads
-            assert answer.status == 200
+            assert ask(small_queue, request_of(route)).status == 200
     for route in WAITS_FOR_A_SLOT:
         assert ask(small_queue, request_of(route)).status == 200
+
+
+@pytest.mark.xfail(strict=True, reason="A2: what idle threads are about to take counts as waiting")
+def test_a_burst_is_no_full_queue(small_queue: Server) -> None:
+    """Requests that compute nothing and come at the same moment find idle threads: none is refused."""
+    with ExitStack() as stack:
+        connections = [stack.enter_context(connect(small_queue)) for _ in range(8)]
+        for connection in connections:
+            connection.sendall(request_of(("GET", "/info")))
+            assert answer_of(connection).status == 200
+        os.kill(small_queue.workers()[0], signal.SIGSTOP)
+        for connection in connections:
+            connection.sendall(request_of(("GET", "/info")))
+        os.kill(small_queue.workers()[0], signal.SIGCONT)
+        assert {answer_of(connection).status for connection in connections} == {200}
 
 
 def too_late(server: Server, seconds: float, *, stop: bool = False) -> dict[Route, Answer]:
@@ -686,7 +705,11 @@ def late(start: Start, tiny_model: Path) -> dict[str, dict[Route, Answer]]:
     """The answers after REQUEST_DEADLINE, and those of a server that is shutting down."""
     environ: dict[str, Any] = {"MODEL_DIR": tiny_model, "MAX_LENGTH": 64, "CPUS": 1}
     hasty = start(REQUEST_DEADLINE=1, **environ).wait_until_ready()
-    found = {"deadline_exceeded": too_late(hasty, 1.2)}
+    found = {}
+    for _ in range(5):
+        found["deadline_exceeded"] = too_late(hasty, 1.2)
+        if {answer.status for answer in found["deadline_exceeded"].values()} == {503}:
+            break  # else those ahead of them were too late before the worker was paused
     for route in WAITS_FOR_A_SLOT:
         assert ask(hasty, request_of(route)).status == 200
     ending = start(**environ).wait_until_ready()

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -145,10 +146,8 @@ CASES = {
 def test_an_answer_and_its_line(server: Server, case: str) -> None:
     """One line has what Cloud Logging wants, the answer's id, its route, and stages within the whole time."""
     request, status, route, stages = CASES[case]
-    before = written(server).count('"httpRequest"')
     found, headers, body = ask(server, request)
     line = line_of(server, headers["X-Request-Id"])
-    assert written(server).count('"httpRequest"') == before + 1
     method, target, _ = request.split(" ", 2)
     size = len(request.partition("\r\n\r\n")[2])
     check_http_request(line, method, target.partition("?")[0], status, size, body)
@@ -240,6 +239,19 @@ def test_refusals_say_whom_and_of_which_trace(refusals: dict[int, tuple[Line, by
 @pytest.mark.xfail(strict=True, reason="a 408's record begins when it is given up")
 def test_a_request_that_does_not_arrive_took_its_time(refusals: dict[int, tuple[Line, bytes]]) -> None:
     assert refusals[408][0]["ms"]["total"] > 9_900
+
+
+@pytest.mark.xfail(strict=True, reason="what ends with an OSError of the socket is not noted")
+@pytest.mark.parametrize("abort", [False, True])
+def test_who_leaves_in_the_middle(busy: Server, abort: bool) -> None:
+    """A client that goes away while its texts are computed has a line, too."""
+    with connect(busy) as leaving:
+        leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", abort, 0))
+        texts = json.dumps({"texts": [f"{n}" for n in range(6000)]})  # an answer longer than any buffer
+        leaving.sendall(send("/embed", texts, f"X-Request-Id: left-{abort}\r\n").encode())
+        time.sleep(0.2)
+    line = line_of(busy, f"left-{abort}")
+    assert (line["httpRequest"]["status"], line["route"]) == (499, "/embed")
 
 
 TRACES = {
@@ -410,31 +422,29 @@ def test_no_text_vector_or_key_is_logged(server: Server) -> None:
     """Not in any dialect, right or wrong, in the query, the body, a header, or a key, at LOG_LEVEL=debug."""
     mark, other = "SECRETMARK", "Bearer SECRETKEY-wrong"
     answers, last = [], ""
-    with requests.Session() as session:
-        session.headers["Authorization"] = f"Bearer {KEYS[0]}"
 
-        def send_all(path: str, **arguments: Any) -> None:
-            nonlocal last
-            method = "POST" if {"json", "data"} & set(arguments) else "GET"
-            response = session.request(method, f"{server.url}{path}", timeout=30, **arguments)
-            assert response.status_code < 500
-            answers.append(response.text)
-            last = response.headers["X-Request-Id"]
+    def send_all(path: str, headers: Headers | None = None, **arguments: Any) -> None:
+        nonlocal last
+        method, sent = "POST" if arguments else "GET", {"Authorization": f"Bearer {KEYS[0]}", **(headers or {})}
+        response = requests.request(method, f"{server.url}{path}", headers=sent, timeout=30, **arguments)
+        assert response.status_code < 500
+        answers.append(response.text)
+        last = response.headers["X-Request-Id"]
 
-        for path, body in bodies(mark):
-            send_all(path, json=body)
-            send_all(path, json=body, headers={"Authorization": other})
-        for data in (f'{{"texts": ["{mark}"', f'"{mark}"', b'{"texts": ["\xff' + mark.encode(), mark.encode("utf-16")):
-            send_all("/embed", data=data, headers={"Content-Type": "application/json"})
-        for kind in ("text/plain", f"text/{mark}", f"application/json; charset={mark}"):
-            send_all("/embed", data=mark, headers={"Content-Type": kind})
-        send_all("/embed", json={"texts": [mark]}, headers={"Content-Encoding": mark})
-        for query in (f"q={mark}", f"q={mark}&prompt={mark}", f"{mark}=1", f"q={mark}&q=2", f"q=1&dimensions={mark}"):
-            send_all(f"/embed?{query}")
-            send_all(f"/nope?{query}")
-        for header in ("Authorization", "Proxy-Authorization", "X-Api-Key", "Cookie", "Origin", "Referer"):
-            send_all("/embed?q=a", headers={header: f"Basic {mark}"})
-        send_all(f"/embed?q=a&api_key={mark}", headers={"X-Request-Id": f"{mark} {mark}", "traceparent": mark})
+    for path, body in bodies(mark):
+        send_all(path, json=body)
+        send_all(path, json=body, headers={"Authorization": other})
+    for data in (f'{{"texts": ["{mark}"', f'"{mark}"', b'{"texts": ["\xff' + mark.encode(), mark.encode("utf-16")):
+        send_all("/embed", data=data, headers={"Content-Type": "application/json"})
+    for kind in ("text/plain", f"text/{mark}", f"application/json; charset={mark}"):
+        send_all("/embed", data=mark, headers={"Content-Type": kind})
+    send_all("/embed", json={"texts": [mark]}, headers={"Content-Encoding": mark})
+    for query in (f"q={mark}", f"q={mark}&prompt={mark}", f"{mark}=1", f"q={mark}&q=2", f"q=1&dimensions={mark}"):
+        send_all(f"/embed?{query}")
+        send_all(f"/nope?{query}")
+    for header in ("Authorization", "Proxy-Authorization", "X-Api-Key", "Cookie", "Origin", "Referer"):
+        send_all("/embed?q=a", headers={header: f"Basic {mark}"})
+    send_all(f"/embed?q=a&api_key={mark}", headers={"X-Request-Id": f"{mark} {mark}", "traceparent": mark})
     line_of(server, last)
     output = written(server)
     vectors = {digits for answer in answers for digits in VECTOR_DIGITS.findall(answer)}

@@ -27,7 +27,9 @@ def bigquery() -> Response:
 
 
 def _calls(body: dict[str, Any]) -> Sequence[str | None]:
-    calls = body.get("calls")
+    if "calls" not in body:
+        raise InvalidRequest("The field calls is missing.", "calls")
+    calls = body["calls"]
     if not isinstance(calls, list):
         raise InvalidRequest(f"calls is {kind(calls)}; it must be a list of the arguments of each call.", "calls")
     check_count(calls, "calls")
