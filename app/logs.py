@@ -114,7 +114,8 @@ def answered(record: Record) -> None:
         if record.trace:
             trace = f"projects/{_project}/traces/{record.trace}" if _project else record.trace
             fields["logging.googleapis.com/trace"] = trace
-            fields["logging.googleapis.com/spanId"] = record.span
+            if record.span:
+                fields["logging.googleapis.com/spanId"] = record.span
     else:
         fields |= {f"{stage}_ms": milliseconds for stage, milliseconds in ms.items()}
     write(severity, message, fields, record.ended)

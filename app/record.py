@@ -19,7 +19,9 @@ TEI, BIGQUERY = "tei", "bigquery"
 DIALECTS = {"/": TEI, "/similarity": TEI, "/tokenize": TEI, "/decode": TEI, "/info": TEI, "/bigquery": BIGQUERY}
 REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 # https://www.w3.org/TR/trace-context/#traceparent-header
-TRACEPARENT = re.compile(r"[\da-f]{2}-(?P<trace>[\da-f]{32})-(?P<span>[\da-f]{16})-[\da-f]{2}.*")
+TRACEPARENT = re.compile(
+    r"(?!ff)[\da-f]{2}-(?!0{32})(?P<trace>[\da-f]{32})-(?!0{16})(?P<span>[\da-f]{16})-[\da-f]{2}(?:-.*)?"
+)
 # https://cloud.google.com/trace/docs/trace-context#legacy-http-header
 CLOUD_TRACE = re.compile(r"(?P<trace>[\da-fA-F]{32})(?:/(?P<span>\d{1,20}))?(?:;.*)?")
 
@@ -71,7 +73,8 @@ class Record:
         if found := TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", "")):
             self.trace, self.span = found["trace"], found["span"]
         elif found := CLOUD_TRACE.fullmatch(environ.get("HTTP_X_CLOUD_TRACE_CONTEXT", "")):
-            self.trace, self.span = found["trace"], f"{int(found['span'] or 0):016x}"
+            span = int(found["span"] or 0)
+            self.trace, self.span = found["trace"].lower(), f"{span:016x}" if 0 < span < 2**64 else ""
 
     def identify(self, given: str) -> None:
         """The client's own X-Request-Id, or a new one."""

@@ -399,20 +399,23 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         # Gunicorn would close a connection with much of a body left in it, after it was told to be kept.
         if not self.alive or (response.status_code >= HTTPStatus.BAD_REQUEST and not connection.is_whole):
             response.force_close()
+        status = response.status_code
         try:
             for part in body:
                 response.write(part)
             response.close()
-        except Exception as error:
+        except OSError:
+            status = CLIENT_HAS_LEFT
+            response.force_close()
+        except Exception:
             if response.head or not response.headers_sent:
                 raise  # it can still be told
-            if not isinstance(error, OSError):
-                self.log.exception("The answer broke off")
+            self.log.exception("The answer broke off")
             response.force_close()
         finally:
             if hasattr(body, "close"):
                 body.close()
-        record.end(response.status_code, response.sent)
+        record.end(status, response.sent)
         self.records.append(record)
         return not response.should_close()
 

@@ -661,7 +661,6 @@ def test_a_full_queue(small_queue: Server) -> None:
         assert ask(small_queue, request_of(route)).status == 200
 
 
-@pytest.mark.xfail(strict=True, reason="A2: what idle threads are about to take counts as waiting")
 def test_a_burst_is_no_full_queue(small_queue: Server) -> None:
     """Requests that compute nothing and come at the same moment find idle threads: none is refused."""
     with ExitStack() as stack:

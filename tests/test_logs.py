@@ -178,7 +178,6 @@ def test_gunicorns_own_answers_have_a_line(server: Server, status: int) -> None:
     assert line["httpRequest"]["responseSize"] == str(len(body))
 
 
-@pytest.mark.xfail(strict=True, reason="Gunicorn's own refusals are noted without the connection's record")
 @pytest.mark.parametrize("status", GUNICORNS)
 def test_gunicorns_own_answers_say_to_whom(server: Server, status: int) -> None:
     """The address at least, which is known of every connection."""
@@ -227,7 +226,6 @@ def test_refusals(refusals: dict[int, tuple[Line, bytes]]) -> None:
     assert refusals[503][0]["ms"]["total"] > 1900 and refusals[499][0]["ms"]["total"] > 1000
 
 
-@pytest.mark.xfail(strict=True, reason="a request that is not parsed has a record without address, client and trace")
 @pytest.mark.parametrize("status", [429, 499, 408])
 def test_refusals_say_whom_and_of_which_trace(refusals: dict[int, tuple[Line, bytes]], status: int) -> None:
     """What an operator needs most of all: who sends too much."""
@@ -236,12 +234,10 @@ def test_refusals_say_whom_and_of_which_trace(refusals: dict[int, tuple[Line, by
     assert line.get("logging.googleapis.com/trace") == (None if status == 408 else TRACE)
 
 
-@pytest.mark.xfail(strict=True, reason="a 408's record begins when it is given up")
 def test_a_request_that_does_not_arrive_took_its_time(refusals: dict[int, tuple[Line, bytes]]) -> None:
     assert refusals[408][0]["ms"]["total"] > 9_900
 
 
-@pytest.mark.xfail(strict=True, reason="what ends with an OSError of the socket is not noted")
 @pytest.mark.parametrize("abort", [False, True])
 def test_who_leaves_in_the_middle(busy: Server, abort: bool) -> None:
     """A client that goes away while its texts are computed has a line, too."""
@@ -284,7 +280,6 @@ def test_a_malformed_trace(server: Server, header: str) -> None:
     assert not [name for name in line_of(server, headers["X-Request-Id"]) if name.startswith("logging.")]
 
 
-@pytest.mark.xfail(strict=True, reason="these are not looked at closely enough")
 @pytest.mark.parametrize(
     ("header", "trace", "span"),
     [
@@ -371,7 +366,6 @@ def test_text(text_server: Server) -> None:
         assert part in line
 
 
-@pytest.mark.xfail(strict=True, reason="a path goes into a line of text as it is")
 def test_text_that_a_client_would_write_itself(text_server: Server) -> None:
     """A path with a new line, or with codes for the terminal, makes no line of its own and no colors."""
     before = written(text_server).count("\n")
@@ -488,7 +482,6 @@ def test_what_http_cannot_be_is_not_logged(server: Server, case: str) -> None:
     assert "SECRETMALFORMED" not in output_after(server, MALFORMED[case].replace("MARK", "SECRETMALFORMED"))
 
 
-@pytest.mark.xfail(strict=True, reason="at LOG_LEVEL=debug Gunicorn writes what there was of it")
 @pytest.mark.parametrize("half", HALVES)
 def test_half_a_request_is_not_logged(server: Server, half: str) -> None:
     """A client that goes away in the middle of a head."""

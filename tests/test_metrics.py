@@ -327,7 +327,6 @@ def test_without_a_folder(tiny_model: Path, first: Scrape) -> None:
         folder(server).unlink(missing_ok=True)
 
 
-@pytest.mark.xfail(strict=True, reason="the folder is taken away only by a server that has begun to serve")
 @pytest.mark.parametrize("environ", [{"MODEL_DIR": "nowhere"}, {"MAX_LENGTH": "long"}])
 def test_a_failed_start_leaves_no_folder(start: Start, environ: dict[str, str]) -> None:
     server = start(**environ)
@@ -346,7 +345,6 @@ def test_a_file_that_is_being_made(server: Server) -> None:
         file.unlink()
 
 
-@pytest.mark.xfail(strict=True, reason="each dead worker leaves 150 KB, and GET /metrics reads all of them")
 def test_dead_workers_do_not_fill_the_memory(start: Start, tiny_model: Path) -> None:
     """Docker gives /dev/shm 64 MB; when it is full, every write kills a worker."""
     server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1).wait_until_ready()
@@ -360,7 +358,6 @@ def test_dead_workers_do_not_fill_the_memory(start: Start, tiny_model: Path) -> 
     assert len(list(folder(server).iterdir())) <= files + 3
 
 
-@pytest.mark.xfail(strict=True, reason="a new worker cannot open its files, and ends the server")
 def test_a_folder_that_somebody_takes_away(start: Start, tiny_model: Path) -> None:
     """Metrics may be lost, the server may not."""
     server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1).wait_until_ready()
