@@ -4,9 +4,12 @@ Each worker writes its values into files in memory (PROMETHEUS_MULTIPROC_DIR, wh
 asked adds them up. Without that folder a worker tells its own.
 """
 
+import fcntl
+import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -23,6 +26,10 @@ STATUSES = ("200", "400", "401", "408", "413", "415", "429", "499", "500", "503"
 # What is refused because of load, by the error's code.
 REFUSALS = ("queue_full", "deadline_exceeded", "shutting_down")
 
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+logger = logging.getLogger(__name__)
+_served: tuple[str, ...] = ()
 _registry = CollectorRegistry()
 requests = Counter(
     "embedding_requests", "Requests that were answered.", ["method", "route", "status"], registry=_registry
@@ -85,7 +92,18 @@ def expose(routes: Iterable[tuple[str, str]], version: str, artifact: Artifact) 
     manifest = artifact.manifest
     stand_in = str(manifest.stand_in).lower()
     recipe = manifest.recipe if artifact.precision == "int8" else ""
-    build_info.labels(version, manifest.model, manifest.revision or "", artifact.precision, recipe, stand_in).set(1)
+    global _served
+    _served = (version, manifest.model, manifest.revision or "", artifact.precision, recipe, stand_in)
+    build_info.labels(*_served).set(1)
+
+
+def begin(slot_count: int, max_queue: int) -> None:
+    """In a new worker: make its files."""
+    with _locked(fcntl.LOCK_EX) if FOLDER in os.environ else nullcontext():
+        workers.set(1)
+        slots.set(slot_count)
+        queue_limit.set(max_queue)
+        build_info.labels(*_served).set(1)
 
 
 def answered(record: Record) -> None:
@@ -113,30 +131,50 @@ def forget(pid: int) -> None:
 
     Its files go; a thousand of them would fill the memory that they are in, and /metrics reads all.
     """
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    folder = os.environ.get(FOLDER)
     if folder is None:
         return
-    mark_process_dead(pid)  # type: ignore[no-untyped-call]
-    for kind in ("counter", "histogram"):
-        own, all_dead = (Path(folder, f"{kind}_{name}.db") for name in (pid, "dead"))
-        if not own.is_file():
-            continue
-        part = all_dead.with_suffix(".part")
-        if all_dead.is_file():
-            shutil.copy(all_dead, part)
-        sums = MmapedDict(str(part))  # type: ignore[no-untyped-call]
-        for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(str(own)):  # type: ignore[no-untyped-call]
-            sums.write_value(key, sums.read_value(key)[0] + value, timestamp)  # type: ignore[no-untyped-call]
-        sums.close()  # type: ignore[no-untyped-call]
-        part.replace(all_dead)
-        own.unlink()
-    Path(folder, f"gauge_max_{pid}.db").unlink(missing_ok=True)
+    try:
+        with _locked(fcntl.LOCK_EX):
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+            for kind in ("counter", "histogram"):
+                _add(Path(folder, f"{kind}_{pid}.db"), Path(folder, f"{kind}_dead.db"))
+            Path(folder, f"gauge_max_{pid}.db").unlink(missing_ok=True)
+    except Exception:  # the server goes on, with some files more
+        logger.exception("the counts of worker %d stay in files of their own", pid)
+
+
+def _add(own: Path, sums: Path) -> None:
+    """Add one file's values to another's, and remove it."""
+    if not own.is_file():
+        return
+    part = sums.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    if sums.is_file():
+        shutil.copy(sums, part)
+    with part.open("ab") as file:  # all of it now: a write where there is no room would kill this process
+        os.posix_fallocate(file.fileno(), 0, file.tell() + own.stat().st_size)
+    values = MmapedDict(str(part))  # type: ignore[no-untyped-call]
+    for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(str(own)):  # type: ignore[no-untyped-call]
+        values.write_value(key, values.read_value(key)[0] + value, timestamp)  # type: ignore[no-untyped-call]
+    values.close()  # type: ignore[no-untyped-call]
+    part.replace(sums)
+    own.unlink()
+
+
+@contextmanager
+def _locked(how: int) -> Iterator[None]:
+    """While workers' files are read, none is made, and none goes."""
+    with Path(os.environ[FOLDER], "lock").open("a") as file:
+        fcntl.flock(file, how)
+        yield
 
 
 def render() -> bytes:
     """All series, as text."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    if FOLDER not in os.environ:
         return generate_latest(_registry)
     collected = CollectorRegistry()
     MultiProcessCollector(collected)  # type: ignore[no-untyped-call]
-    return generate_latest(collected)
+    with _locked(fcntl.LOCK_SH):
+        return generate_latest(collected)

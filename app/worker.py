@@ -135,9 +135,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         encoder.open()
         self.paths = {rule.rule for rule in self.wsgi.url_map.iter_rules()}
         self.cors_origins = settings.cors_origins
-        metrics.workers.set(1)
-        metrics.slots.set(settings.slots)
-        metrics.queue_limit.set(settings.max_queue)
+        metrics.begin(settings.slots, settings.max_queue)
         self.wsgi.extensions["shutting_down"] = lambda: not self.alive
         self.slots = encoder.slots
         self.max_queue = settings.max_queue
@@ -147,8 +145,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         # Of requests that were answered, not yet counted and logged: that is done for many at once, which takes a
         # fraction of the time that it takes between two runs of the model.
         self.records: deque[Record] = deque()
-        self.is_busy = False
+        self.are_records = threading.Event()
+        self.counting = threading.Lock()
         self.wsgi.extensions["count"] = self._count
+        threading.Thread(target=self._count_now_and_then, name="count", daemon=True).start()
         self.accept_after = self.next_look = 0.0
         for listener in self.sockets:
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # accepted sockets inherit them
@@ -164,7 +164,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         while self.alive and self.is_parent_alive():
             is_full = len(self.connections) >= self.worker_connections or time.monotonic() < self.accept_after
             self.set_accept_enabled(not is_full)
-            self._turn(LOOK_SECONDS if self.is_busy else 1.0)
+            self._turn(1.0)
         self.alive = False
         for listener in self.sockets:
             while self.accept(listener):  # those are connected already, as far as their clients know
@@ -202,23 +202,32 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 connection.cut_off = None
                 with suppress(OSError):
                     connection.sock.shutdown(socket.SHUT_RD)
-        self._count()
         metrics.in_flight.set(in_flight)
         metrics.queue.set(self.slots.waiting)
-        self.is_busy = in_flight > 0
+
+    def _note(self, record: Record) -> None:
+        self.records.append(record)
+        if not self.are_records.is_set():
+            self.are_records.set()
+
+    def _count_now_and_then(self) -> None:
+        """In a thread of its own: who does not read the log stops nothing else."""
+        while True:
+            self.are_records.wait()
+            time.sleep(LOOK_SECONDS)
+            self.are_records.clear()
+            self._count()
 
     def _count(self) -> None:
         """Count and log what was answered; in any thread."""
-        while True:
-            try:
+        with self.counting:
+            while self.records:
                 record = self.records.popleft()
-            except IndexError:
-                return
-            try:
-                metrics.answered(record)
-                logs.answered(record)
-            except Exception:  # whatever it is, the server goes on
-                logger.exception("an answer was not counted or logged")
+                try:
+                    metrics.answered(record)
+                    logs.answered(record)
+                except Exception:  # whatever it is, the server goes on
+                    logger.exception("an answer was not counted or logged")
 
     def accept(self, listener: Any) -> bool:
         """Take a new connection and wait for its request; whether there was one."""
@@ -278,7 +287,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self.poller.unregister(connection.sock)
         connection.until = None
         connection.is_whole = bool(is_whole)
-        self.is_busy = True
         now = time.monotonic()
         deadline = now + self.deadline_seconds
         connection.record = Record(now)
@@ -320,7 +328,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         answer = _answer(status, body, f"X-Request-Id: {record.request_id}\r\n{headers}")
         sent: int = connection.sock.send(answer)
         record.end(status, len(body))
-        self.records.append(record)
+        self._note(record)
         return sent == len(answer)
 
     def _record_of(self, connection: Connection, environ: dict[str, str]) -> Record:
@@ -342,7 +350,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             record = self._record_of(connection, _unparsed(connection))
             record.arrived = connection.record.arrived
             record.end(CLIENT_HAS_LEFT, 0)
-            self.records.append(record)
+            self._note(record)
             self.method_queue.defer(self._served, connection, keep)
             return
         try:
@@ -397,7 +405,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         record.begin(environ)
         body = self.wsgi(environ, response.start_response)
         # Gunicorn would close a connection with much of a body left in it, after it was told to be kept.
-        if not self.alive or (response.status_code >= HTTPStatus.BAD_REQUEST and not connection.is_whole):
+        has_read = request.method == "POST" and response.status_code < HTTPStatus.BAD_REQUEST
+        if not self.alive or not (has_read or connection.is_whole):
             response.force_close()
         status = response.status_code
         try:
@@ -416,7 +425,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             if hasattr(body, "close"):
                 body.close()
         record.end(status, response.sent)
-        self.records.append(record)
+        self._note(record)
         return not response.should_close()
 
     def _tell_why_not(self, connection: Connection, error: Exception) -> None:
@@ -436,7 +445,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         with suppress(OSError):
             gunicorn.util.write_nonblock(connection.sock, _answer(status, body, headers))
         record.end(status, len(body))
-        self.records.append(record)
+        self._note(record)
 
     def _give_up(self, connection: Connection) -> None:
         """Its time is up: in the middle of a request it is told why."""

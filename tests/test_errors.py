@@ -225,8 +225,7 @@ def texts() -> Iterator[Row]:
         yield Row(route, f"{name}[1] {TOO_LONG}", "truncate", given, code="text_too_long")
     for route in READS_JSON:
         (name,) = RIGHT[route][1]
-        said = "calls is null; it must be …." if name == "calls" else f"The field {name} is missing…."
-        yield Row(route, said, name, {})
+        yield Row(route, f"The field {name} is missing….", name, {})
 
 
 # Where options may stand: the route, a right request, and the field that has them.
@@ -626,6 +625,21 @@ def test_what_is_not_http(server: Server, old: str, new: str, status: int, messa
         assert ask(server, request_of(route)).status == 200
 
 
+def test_a_host_that_is_none(server: Server) -> None:
+    """A name that no host can have is the client's fault, and is said so."""
+    row = Row(
+        ("GET", "/info"), "The request cannot be read: its Host, or another header, is malformed.", code="bad_request"
+    )
+    check(ask(server, request_of(row.route).replace(b"Host: a", b"Host: " + b"a" * 300)), row)
+
+
+@pytest.mark.parametrize(("path", "said"), [("/東京", "at /東京;"), ("/v1/models/モデル", "model 'モデル' here;")])
+def test_a_path_as_curl_sends_it(server: Server, path: str, said: str) -> None:
+    """UTF-8 without percent signs is read as UTF-8."""
+    answer = ask(server, f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    assert answer.status == 404 and said in json.loads(answer.body)["error"]["message"]
+
+
 def test_a_header_that_moves_the_server(server: Server) -> None:
     """No header of a client's makes the server believe that it is mounted elsewhere."""
     for header in ("SCRIPT_NAME: /a", "PATH_INFO: /nope"):
@@ -657,6 +671,10 @@ def test_a_full_queue(small_queue: Server) -> None:
                 assert answer.headers["connection"] == "close"
         for route in set(RIGHT) - set(WAITS_FOR_A_SLOT):
             assert ask(small_queue, request_of(route)).status == 200
+        other = request_of(("GET", "/embed")).replace(b" /embed", b" //embed")
+        while (answer := ask(small_queue, other)).status == 200:
+            pass  # another spelling waits like the others
+        assert answer.status == 429
     for route in WAITS_FOR_A_SLOT:
         assert ask(small_queue, request_of(route)).status == 200
 

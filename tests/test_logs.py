@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import requests
 
+from app.record import Record
 from tests.conftest import ROOT, VARIABLES, Server, free_port
 from tests.test_load import connect
 
@@ -236,6 +237,20 @@ def test_refusals_say_whom_and_of_which_trace(refusals: dict[int, tuple[Line, by
 
 def test_a_request_that_does_not_arrive_took_its_time(refusals: dict[int, tuple[Line, bytes]]) -> None:
     assert refusals[408][0]["ms"]["total"] > 9_900
+
+
+REFUSED_BY_INT = pytest.mark.xfail(strict=True, reason="isdigit() finds what int() refuses, which ends the worker")
+
+
+@pytest.mark.parametrize(
+    "length",
+    [*(pytest.param(text, marks=REFUSED_BY_INT) for text in ("\xb2", "9" * 5000)), "-1", "+1", "1_0", " 1", "", "x"],
+)
+def test_lengths_that_are_none(length: str) -> None:
+    """What nobody has checked yet, of a request that is refused unparsed, is taken for no length."""
+    record = Record()
+    record.begin({"REQUEST_METHOD": "POST", "CONTENT_LENGTH": length})
+    assert record.request_bytes == 0
 
 
 @pytest.mark.parametrize("abort", [False, True])

@@ -334,17 +334,6 @@ def test_a_failed_start_leaves_no_folder(start: Start, environ: dict[str, str]) 
     assert not folder(server).exists()
 
 
-@pytest.mark.xfail(strict=True, reason="the library reads files as if nobody made or removed any")
-def test_a_file_that_is_being_made(server: Server) -> None:
-    """A new worker's file is empty for a moment: nothing is counted there yet."""
-    file = folder(server) / "counter_0.db"
-    file.touch()
-    try:
-        assert requests.get(f"{server.url}/metrics", timeout=30).status_code == 200
-    finally:
-        file.unlink()
-
-
 def test_dead_workers_do_not_fill_the_memory(start: Start, tiny_model: Path) -> None:
     """Docker gives /dev/shm 64 MB; when it is full, every write kills a worker."""
     server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1).wait_until_ready()
