@@ -35,7 +35,7 @@ image_args := $(foreach name,MODEL REVISION EFFORT PRECISION PYTHON_IMAGE TORCH_
 run: $(venv)/.runtime $(venv)/.build
 	@if [ -n '$(MODEL)' ] || [ ! -f '$(out)/manifest.json' ]; then \
 		$(bin)/python -m build $(build_args) --fallback stand-in; fi
-	@exec $(bin)/gunicorn
+	@LOG_FORMAT="$${LOG_FORMAT:-text}" exec $(bin)/gunicorn
 
 model: $(venv)/.runtime $(venv)/.build
 	@$(bin)/python -m build $(build_args)

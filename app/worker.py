@@ -8,7 +8,7 @@ without end. Here the main thread watches all connections and receives the reque
     something to compute    waits for a slot, unparsed (app/slots.py); over MAX_QUEUE it is refused at once
     all others              threads that may wait for the client: large bodies, /docs
 
-Parsing, calling the app and answering are Gunicorn's, in the thread that serves the request.
+The parser and WSGI's environ are Gunicorn's. The thread that serves a request parses it, calls the app and answers.
 """
 
 import logging
@@ -70,7 +70,6 @@ LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})\r\n")
 UNKNOWN_LENGTH = re.compile(rb"transfer-encoding|\n(?:expect|upgrade)|[ \t]:|[^\r]\n")
 # After a refusal these are closed: who wants it, HTTP/1.0, and who would take the body for the next answer.
 CLOSES = re.compile(rb"\AHEAD |\A[^\r]* HTTP/1\.0\r|\r\nconnection:[ \t]*close", re.IGNORECASE)
-
 
 logger = logging.getLogger(__name__)
 
