@@ -47,6 +47,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     access.register(app, settings)
     errors.register(app)
     docs.register(app)
-    rules = [(method, rule.rule) for rule in app.url_map.iter_rules() for method in rule.methods or ()]
-    metrics.expose([rule for rule in rules if rule[0] in metrics.METHODS], VERSION, encoder.artifact)
+    rules = [rule for rule in app.url_map.iter_rules() if not rule.rule.startswith(("/docs/", "/apidocs/"))]
+    routes = [(method, rule.rule) for rule in rules for method in rule.methods or () if method in metrics.METHODS]
+    metrics.expose(routes, VERSION, encoder.artifact)
     return app

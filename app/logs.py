@@ -82,7 +82,7 @@ def write(severity: str, message: str, fields: dict[str, Any], at: float | None 
 
 def answered(record: Record) -> None:
     """The line of one request."""
-    severity = "ERROR" if record.status >= 500 and record.status != 503 else "INFO"
+    severity = "ERROR" if record.status >= 500 and record.status not in (501, 503) else "INFO"
     if record.status in (429, 503):
         severity = "WARNING"
     elif record.status == 200 and record.path in PROBES:

@@ -8,11 +8,12 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -23,10 +24,18 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 METHODS = ("GET", "POST")
 STATUSES = ("200", "400", "401", "408", "413", "415", "429", "499", "500", "503")
+# Which took as long as the client let them.
+UNTIMED = (408, 499)
 # What is refused because of load, by the error's code.
 REFUSALS = ("queue_full", "deadline_exceeded", "shutting_down")
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+# Room for series that only some workers have, such as of unusual statuses.
+NEW_KEYS_BYTES = 64 * 1024
+LOCK_TRIES, LOCK_SECONDS = 20, 0.05
+
+# When a series began, which nobody asks for and files do not tell.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 logger = logging.getLogger(__name__)
 _served: tuple[str, ...] = ()
@@ -36,7 +45,7 @@ requests = Counter(
 )
 request_seconds = Histogram(
     "embedding_request_seconds",
-    "From the whole request to its answer; without those refused because of load.",
+    "From the whole request to its answer; without those refused because of load, or not waited for.",
     ["method", "route"],
     buckets=SECONDS,
     registry=_registry,
@@ -112,7 +121,7 @@ def answered(record: Record) -> None:
     requests.labels(method, record.route, str(record.status)).inc()
     if record.error in REFUSALS:
         refused.labels(record.error).inc()
-    else:  # a refusal's few milliseconds would hide what the others wait
+    elif record.status not in UNTIMED:  # nor a refusal's few milliseconds, which would hide what the others wait
         request_seconds.labels(method, record.route).observe(record.seconds)
     if not record.texts:
         return
@@ -152,8 +161,10 @@ def _add(own: Path, sums: Path) -> None:
     part.unlink(missing_ok=True)
     if sums.is_file():
         shutil.copy(sums, part)
-    with part.open("ab") as file:  # all of it now: a write where there is no room would kill this process
-        os.posix_fallocate(file.fileno(), 0, file.tell() + own.stat().st_size)
+    # All of it now: a write where there is no room would kill this process. Nearly all keys are in both, since the
+    # series are made before the fork.
+    with part.open("ab") as file:
+        os.posix_fallocate(file.fileno(), 0, max(file.tell(), own.stat().st_size + NEW_KEYS_BYTES))
     values = MmapedDict(str(part))  # type: ignore[no-untyped-call]
     for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(str(own)):  # type: ignore[no-untyped-call]
         values.write_value(key, values.read_value(key)[0] + value, timestamp)  # type: ignore[no-untyped-call]
@@ -164,9 +175,13 @@ def _add(own: Path, sums: Path) -> None:
 
 @contextmanager
 def _locked(how: int) -> Iterator[None]:
-    """While workers' files are read, none is made, and none goes."""
+    """While workers' files are read, none is made, and none goes; for a second at most."""
     with Path(os.environ[FOLDER], "lock").open("a") as file:
-        fcntl.flock(file, how)
+        for _ in range(LOCK_TRIES):
+            with suppress(BlockingIOError):
+                fcntl.flock(file, how | fcntl.LOCK_NB)
+                break
+            time.sleep(LOCK_SECONDS)  # who holds it may be stopped, and must not stop others
         yield
 
 

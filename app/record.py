@@ -17,6 +17,7 @@ OTHER = "other"
 # if the body has `inputs`.
 TEI, BIGQUERY = "tei", "bigquery"
 DIALECTS = {"/": TEI, "/similarity": TEI, "/tokenize": TEI, "/decode": TEI, "/info": TEI, "/bigquery": BIGQUERY}
+LENGTH = re.compile(r"[0-9]{1,15}")  # int() refuses some of what isdigit() takes
 REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 # https://www.w3.org/TR/trace-context/#traceparent-header
 TRACEPARENT = re.compile(
@@ -68,7 +69,7 @@ class Record:
         self.remote = environ.get("REMOTE_ADDR", "")
         self.user_agent = environ.get("HTTP_USER_AGENT", "")
         length = environ.get("CONTENT_LENGTH") or ""
-        self.request_bytes = int(length) if length.isdigit() else 0
+        self.request_bytes = int(length) if LENGTH.fullmatch(length) else 0
         self.identify(environ.get("HTTP_X_REQUEST_ID", ""))
         if found := TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", "")):
             self.trace, self.span = found["trace"], found["span"]

@@ -89,7 +89,6 @@ class Connection(GunicornConnection):  # type: ignore[misc]  # gunicorn has no t
         self.until: float | None = None
         self.cut_off: float | None = None
         self.closing = False
-        self.data_ready = True  # Gunicorn need not wait
 
 
 class Response(gunicorn.http.wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
@@ -144,6 +143,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         # Of requests that were answered, not yet counted and logged: that is done for many at once, which takes a
         # fraction of the time that it takes between two runs of the model.
         self.records: deque[Record] = deque()
+        self.lines: deque[Record] = deque()  # counted, not yet logged
         self.are_records = threading.Event()
         self.counting = threading.Lock()
         self.wsgi.extensions["count"] = self._count
@@ -184,6 +184,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             latest = end
             self._turn(LOOK_SECONDS)
         self._count()
+        self._log()
 
     def _turn(self, timeout_seconds: float) -> None:
         self.notify()
@@ -192,16 +193,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if now < self.next_look:
             return
         self.next_look = now + LOOK_SECONDS
-        in_flight = 0
         for connection in list(self.connections):
-            in_flight += connection.until is None
             if connection.until is not None and connection.until < now:
                 self._give_up(connection)
             elif connection.cut_off is not None and connection.cut_off < now:
                 connection.cut_off = None
                 with suppress(OSError):
                     connection.sock.shutdown(socket.SHUT_RD)
-        metrics.in_flight.set(in_flight)
+        self._measure()
+
+    def _measure(self) -> None:
+        """In any thread."""
+        metrics.in_flight.set(sum(connection.until is None for connection in list(self.connections)))
         metrics.queue.set(self.slots.waiting)
 
     def _note(self, record: Record) -> None:
@@ -215,18 +218,25 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self.are_records.wait()
             time.sleep(LOOK_SECONDS)
             self.are_records.clear()
-            self._count()
+            try:
+                self._count()
+                self._log()
+            except Exception:  # whatever it is, the server goes on
+                logger.exception("some answers were not counted or logged")
 
     def _count(self) -> None:
-        """Count and log what was answered; in any thread."""
+        """Count what was answered; in any thread."""
+        self._measure()
         with self.counting:
             while self.records:
                 record = self.records.popleft()
-                try:
-                    metrics.answered(record)
-                    logs.answered(record)
-                except Exception:  # whatever it is, the server goes on
-                    logger.exception("an answer was not counted or logged")
+                self.lines.append(record)
+                metrics.answered(record)
+
+    def _log(self) -> None:
+        while self.lines:
+            with suppress(IndexError):  # another thread had it
+                logs.answered(self.lines.popleft())
 
     def accept(self, listener: Any) -> bool:
         """Take a new connection and wait for its request; whether there was one."""
@@ -422,7 +432,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             response.force_close()
         finally:
             if hasattr(body, "close"):
-                body.close()
+                with suppress(Exception):  # the answer is complete
+                    body.close()
         record.end(status, response.sent)
         self._note(record)
         return not response.should_close()

@@ -104,8 +104,9 @@ class Server:
     @property
     def output(self) -> str:
         """What it has written so far."""
-        self._output.seek(0)
-        return self._output.read()
+        # not read(), which would move the place where the server writes
+        file = self._output.fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode()
 
     @property
     def url(self) -> str:
