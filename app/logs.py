@@ -111,6 +111,8 @@ def answered(record: Record) -> None:
             "latency": f"{record.seconds:.6f}s",
             "protocol": record.protocol,
         }
+        if record.forwarded_for:  # remoteIp is then a proxy's; whoever asks may write here what they like
+            fields["forwardedFor"] = record.forwarded_for[:MAX_CHARACTERS]
         if record.trace:
             trace = f"projects/{_project}/traces/{record.trace}" if _project else record.trace
             fields["logging.googleapis.com/trace"] = trace

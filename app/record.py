@@ -46,6 +46,7 @@ class Record:
         self.trace = ""
         self.span = ""
         self.remote = ""
+        self.forwarded_for = ""
         self.user_agent = ""
         self.status = 0
         self.error = ""
@@ -67,6 +68,7 @@ class Record:
         self.dialect = DIALECTS.get(self.path, "")
         self.protocol = environ.get("SERVER_PROTOCOL", "")
         self.remote = environ.get("REMOTE_ADDR", "")
+        self.forwarded_for = environ.get("HTTP_X_FORWARDED_FOR", "")
         self.user_agent = environ.get("HTTP_USER_AGENT", "")
         length = environ.get("CONTENT_LENGTH") or ""
         self.request_bytes = int(length) if LENGTH.fullmatch(length) else 0

@@ -61,6 +61,8 @@ PROBE_THREADS = 2
 OTHER_THREADS = 16
 PROBE = re.compile(rb"(?:GET|HEAD) /(?:healthz?|readyz)? ")
 REQUEST_LINE = re.compile(r"([A-Z]{1,20}) (/[^ ?]*).* (HTTP/1\.\d)")
+# Of a head that is not parsed: no more are looked at.
+MAX_LINES = 100
 # A client that has left before its answer, in logs and metrics only.
 CLIENT_HAS_LEFT = 499
 # Requests that compute nothing, either. A path with % might be any.
@@ -538,11 +540,11 @@ def has_left(client: socket.socket) -> bool:
 
 def _unparsed(connection: Connection) -> dict[str, str]:
     """What a request seems to say of itself, as in WSGI's environ."""
-    lines = connection.received.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+    lines = connection.received.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n", MAX_LINES)
     found = REQUEST_LINE.match(lines[0])
     method, path, protocol = found.groups() if found else ("", "", "")
     environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "SERVER_PROTOCOL": protocol}
-    for line in lines[1:]:
+    for line in lines[1:MAX_LINES]:
         name, _, value = line.partition(":")
         environ[f"HTTP_{name.upper().replace('-', '_')}"] = value.strip(" \t")
     environ["CONTENT_LENGTH"] = environ.get("HTTP_CONTENT_LENGTH", "")

@@ -508,3 +508,13 @@ def test_docs_with_a_key(browser: Browser, start: Start, tiny_model: Path) -> No
     section.locator(".live-responses-table tr.response .response-col_status", has_text="200").wait_for()
     assert not [complaint for complaint in visit.complaints if "Content Security Policy" in complaint]
     page.close()
+
+
+def test_a_large_body_that_is_not_read(start: Start, tiny_model: Path) -> None:
+    """Who sent 200 KB with a wrong key learns that the connection ends, so that the next request is not lost."""
+    server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, API_KEY=KEYS).wait_until_ready()
+    with requests.Session() as session:
+        for _ in range(5):
+            refused = session.post(f"{server.url}/embed", data=b" " * 200_000, timeout=30)
+            assert (refused.status_code, refused.headers["Connection"]) == (401, "close")
+            assert session.get(f"{server.url}/health", timeout=30).ok
