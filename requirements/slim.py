@@ -41,6 +41,7 @@ DEAD_WEIGHT = {
 # What a start imports, the standard library's part included: without bytecode each start compiles it again.
 STARTED = (
     "gunicorn.app.wsgiapp",
+    "gunicorn.glogging",
     "gunicorn.workers.gthread",
     "flask",
     "flasgger",
@@ -48,6 +49,7 @@ STARTED = (
     "onnxruntime",
     "tokenizers",
     "orjson",
+    "prometheus_client.multiprocess",
 )
 
 # Valid by the source's content: its time may be rewritten on the way into a layer.
