@@ -89,6 +89,8 @@ def answered(record: Record) -> None:
         severity = "DEBUG"
     if logging.getLevelNamesMapping()[severity] < _level:
         return
+    if record.head is not None:
+        record.begin(record.head())
     path = CONTROLS.sub(lambda found: repr(found[0])[1:-1], record.path[:MAX_CHARACTERS])[:MAX_CHARACTERS]
     message = f"{record.method} {path} {record.status} in {record.seconds * 1e3:.1f} ms"
     ms = {stage: round(seconds * 1e3, 3) for stage, seconds in record.stages.items()}

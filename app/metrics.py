@@ -11,7 +11,9 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.mmap_dict import MmapedDict
@@ -115,18 +117,24 @@ def begin(slot_count: int, max_queue: int) -> None:
         build_info.labels(*_served).set(1)
 
 
+@cache
+def _of(series: Any, *labels: str) -> Any:
+    """One of a metric's series; to look it up in the library takes as long as to count."""
+    return series.labels(*labels)
+
+
 def answered(record: Record) -> None:
     """Count one request."""
     method = record.method if record.method in METHODS else OTHER
-    requests.labels(method, record.route, str(record.status)).inc()
+    _of(requests, method, record.route, str(record.status)).inc()
     if record.error in REFUSALS:
-        refused.labels(record.error).inc()
+        _of(refused, record.error).inc()
     elif record.status not in UNTIMED:  # nor a refusal's few milliseconds, which would hide what the others wait
-        request_seconds.labels(method, record.route).observe(record.seconds)
+        _of(request_seconds, method, record.route).observe(record.seconds)
     if not record.texts:
         return
     for stage, seconds in record.stages.items():
-        stage_seconds.labels(stage).observe(seconds)
+        _of(stage_seconds, stage).observe(seconds)
     texts.inc(record.texts)
     tokens.inc(record.tokens)
     if record.truncated:

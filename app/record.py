@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class Record:
 
     def __init__(self, arrived: float | None = None) -> None:
         self.arrived = time.monotonic() if arrived is None else arrived
+        # What it says of itself, read only for its line: of a request that is refused unparsed.
+        self.head: Callable[[], Mapping[str, Any]] | None = None
         self.method = ""
         self.path = ""
         self.route = OTHER
@@ -72,7 +74,8 @@ class Record:
         self.user_agent = environ.get("HTTP_USER_AGENT", "")
         length = environ.get("CONTENT_LENGTH") or ""
         self.request_bytes = int(length) if LENGTH.fullmatch(length) else 0
-        self.identify(environ.get("HTTP_X_REQUEST_ID", ""))
+        if not self.request_id:
+            self.identify(environ.get("HTTP_X_REQUEST_ID", ""))
         if found := TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", "")):
             self.trace, self.span = found["trace"], found["span"]
         elif found := CLOUD_TRACE.fullmatch(environ.get("HTTP_X_CLOUD_TRACE_CONTEXT", "")):

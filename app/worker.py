@@ -43,7 +43,7 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from app import access, logs, metrics
 from app.errors import FAULT, QUEUE_RETRY_SECONDS, RECEIVE_SECONDS, QueueFull, error_body
-from app.record import RECORD, TEI, Record
+from app.record import DIALECTS, RECORD, TEI, Record
 
 # How long a stopping worker keeps idle connections for a request that is on its way, and a connection that is closed
 # is read from: what nobody reads would make the kernel reset it, and the client lose the answer.
@@ -60,7 +60,12 @@ SECURITY = "".join(f"{name}: {value}\r\n" for name, value in {**access.SECURITY,
 PROBE_THREADS = 2
 OTHER_THREADS = 16
 PROBE = re.compile(rb"(?:GET|HEAD) /(?:healthz?|readyz)? ")
-REQUEST_LINE = re.compile(r"([A-Z]{1,20}) (/[^ ?]*).* (HTTP/1\.\d)")
+REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) (/[^ ?\r\n]*)[^\r\n]* (HTTP/1\.\d)\r?\n")
+HEADER = rb"\r\n%s:[ \t]*([^\r\n]*?)[ \t]*\r\n"
+ORIGIN = re.compile(HEADER % rb"origin", re.IGNORECASE)
+REQUEST_ID = re.compile(HEADER % rb"x-request-id", re.IGNORECASE)
+# Refusals that have a line of their own, in a second; of more there is one that counts them.
+MAX_REFUSAL_LINES = 100
 # Of a head that is not parsed: no more are looked at.
 MAX_LINES = 100
 # A client that has left before its answer, in logs and metrics only.
@@ -146,6 +151,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         # fraction of the time that it takes between two runs of the model.
         self.records: deque[Record] = deque()
         self.lines: deque[Record] = deque()  # counted, not yet logged
+        self.second = self.refusals = 0  # of how many lines there was a second's worth already
         self.are_records = threading.Event()
         self.counting = threading.Lock()
         self.wsgi.extensions["count"] = self._count
@@ -217,7 +223,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def _count_now_and_then(self) -> None:
         """In a thread of its own: who does not read the log stops nothing else."""
         while True:
-            self.are_records.wait()
+            self.are_records.wait(1 if self.refusals > MAX_REFUSAL_LINES else None)
             time.sleep(LOOK_SECONDS)
             self.are_records.clear()
             try:
@@ -238,7 +244,23 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def _log(self) -> None:
         while self.lines:
             with suppress(IndexError):  # another thread had it
-                logs.answered(self.lines.popleft())
+                record = self.lines.popleft()
+                second = int(record.ended)
+                if second != self.second:
+                    self._log_the_rest()
+                    self.second, self.refusals = second, 0
+                self.refusals += record.status == QueueFull.status
+                if record.status != QueueFull.status or self.refusals <= MAX_REFUSAL_LINES:
+                    logs.answered(record)
+        if self.second != int(time.time()):
+            self._log_the_rest()
+
+    def _log_the_rest(self) -> None:
+        """Say how many refusals have no line of their own: those of an overload cost more than the refusals."""
+        more = self.refusals - MAX_REFUSAL_LINES
+        self.refusals = 0
+        if more > 0:
+            logs.write("WARNING", f"{more} more requests were refused within a second (429)", {"refused": more})
 
     def accept(self, listener: Any) -> bool:
         """Take a new connection and wait for its request; whether there was one."""
@@ -327,14 +349,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _tell(self, connection: Connection, status: HTTPStatus, message: str, code: str, headers: str) -> bool:
         """Send an error without the app; whether all of it was sent."""
-        environ = _unparsed(connection)
-        record = self._record_of(connection, environ)
+        record = self._record_of(connection)
         if status == HTTPStatus.REQUEST_TIMEOUT:
             record.arrived -= RECEIVE_SECONDS
         record.error = code
         body = error_body(status, message, code, dialect=record.dialect)
         if self.cors_origins:
-            allowed = access.cors(self.cors_origins, environ.get("HTTP_ORIGIN", ""))
+            origin = ORIGIN.search(connection.received)
+            allowed = access.cors(self.cors_origins, origin[1].decode("latin-1") if origin else "")
             headers += "".join(f"{name}: {value}\r\n" for name, value in allowed.items())
         answer = _answer(status, body, f"X-Request-Id: {record.request_id}\r\n{headers}")
         sent: int = connection.sock.send(answer)
@@ -342,14 +364,19 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._note(record)
         return sent == len(answer)
 
-    def _record_of(self, connection: Connection, environ: dict[str, str]) -> Record:
-        """Of a request that is not parsed."""
-        record = Record()
-        record.begin(environ)
+    def _record_of(self, connection: Connection) -> Record:
+        """Of a request that is not parsed: as little as its answer and the metrics need."""
+        record, received = Record(), connection.received
+        if found := REQUEST_LINE.match(received):
+            record.method, record.path, record.protocol = (part.decode("latin-1") for part in found.groups())
+        given = REQUEST_ID.search(received)
+        record.identify(given[1].decode("latin-1") if given else "")
         if record.path in self.paths:
             record.route = record.path
-        if record.path == "/embed" and b'"inputs"' in connection.received:
+        record.dialect = DIALECTS.get(record.path, "")
+        if record.path == "/embed" and b'"inputs"' in received:
             record.dialect = TEI
+        record.head = partial(_unparsed, received, str(connection.client[0]), record)
         return record
 
     def _serve(self, connection: Connection, patient_until: float) -> None:
@@ -358,7 +385,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         now = time.monotonic()
         connection.record.stages["queue"] = now - connection.record.arrived
         if now > patient_until and has_left(connection.sock):
-            record = self._record_of(connection, _unparsed(connection))
+            record = self._record_of(connection)
             record.arrived = connection.record.arrived
             record.end(CLIENT_HAS_LEFT, 0)
             self._note(record)
@@ -538,17 +565,15 @@ def has_left(client: socket.socket) -> bool:
         return True
 
 
-def _unparsed(connection: Connection) -> dict[str, str]:
+def _unparsed(received: bytes, remote: str, record: Record) -> dict[str, str]:
     """What a request seems to say of itself, as in WSGI's environ."""
-    lines = connection.received.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n", MAX_LINES)
-    found = REQUEST_LINE.match(lines[0])
-    method, path, protocol = found.groups() if found else ("", "", "")
-    environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "SERVER_PROTOCOL": protocol}
+    lines = received.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n", MAX_LINES)
+    environ = {"REQUEST_METHOD": record.method, "PATH_INFO": record.path, "SERVER_PROTOCOL": record.protocol}
     for line in lines[1:MAX_LINES]:
         name, _, value = line.partition(":")
         environ[f"HTTP_{name.upper().replace('-', '_')}"] = value.strip(" \t")
     environ["CONTENT_LENGTH"] = environ.get("HTTP_CONTENT_LENGTH", "")
-    environ["REMOTE_ADDR"] = str(connection.client[0])
+    environ["REMOTE_ADDR"] = remote
     return environ
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import requests
 
 from app.record import Record
 from tests.conftest import ROOT, VARIABLES, Server, free_port
-from tests.test_load import connect
+from tests.test_load import ENDLESS, answer, connect, post
 
 Start = Callable[..., Server]
 Line = dict[str, Any]
@@ -565,3 +566,26 @@ def test_lines_never_mix(tiny_model: Path) -> None:
     assert len(ids) == 600
     assert sorted(line["requestId"] for line in lines(output) if "requestId" in line) == sorted(ids)
     assert max(len(line.encode()) for line in output.splitlines()) < PIECE_BYTES
+
+
+def test_a_flood_of_refusals_is_summed_up(start: Start, tiny_model: Path) -> None:
+    """Of more than 100 in a second the rest is counted in one line; metrics have all."""
+    server = start(
+        MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1, MAX_QUEUE=1, MAX_TEXTS=10_000_000, MAX_BODY_BYTES=100_000_000
+    )
+    server.wait_until_ready()
+    with ExitStack() as stack:
+        stack.enter_context(connect(server)).sendall(post(ENDLESS[:30_000]))
+        wait_until_queued(server, 1)
+        connection = stack.enter_context(connect(server))
+        for _ in range(2000):
+            connection.sendall(post(["a"]))
+            assert answer(connection)[0] == 429
+        time.sleep(2.5)
+        scraped = requests.get(f"{server.url}/metrics", timeout=30).text
+    lines = [json.loads(line) for line in server.output.splitlines()]
+    told = sum(line.get("error") == "queue_full" for line in lines)
+    summed = sum(line.get("refused", 0) for line in lines)
+    counted = re.search(r'^embedding_refused_requests_total\{reason="queue_full"\} (\S+)$', scraped, re.M)
+    assert counted and told + summed == float(counted[1]) >= 2000
+    assert summed > 0
