@@ -64,6 +64,7 @@ REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) (/[^ ?\r\n]*)[^\r\n]* (HTTP/1\.\d)\r?
 HEADER = rb"\r\n%s:[ \t]*([^\r\n]*?)[ \t]*\r\n"
 ORIGIN = re.compile(HEADER % rb"origin", re.IGNORECASE)
 REQUEST_ID = re.compile(HEADER % rb"x-request-id", re.IGNORECASE)
+MAX_RECORDS = 10_000
 # Refusals that have a line of their own, in a second; of more there is one that counts them.
 MAX_REFUSAL_LINES = 100
 # Of a head that is not parsed: no more are looked at.
@@ -149,8 +150,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self.other_threads = _Threads(OTHER_THREADS)
         # Of requests that were answered, not yet counted and logged: that is done for many at once, which takes a
         # fraction of the time that it takes between two runs of the model.
-        self.records: deque[Record] = deque()
-        self.lines: deque[Record] = deque()  # counted, not yet logged
+        # While nobody reads the log they wait, and the oldest are lost rather than the memory.
+        self.records: deque[Record] = deque(maxlen=MAX_RECORDS)
+        self.lines: deque[Record] = deque(maxlen=MAX_RECORDS)  # counted, not yet logged
         self.second = self.refusals = 0  # of how many lines there was a second's worth already
         self.are_records = threading.Event()
         self.counting = threading.Lock()
