@@ -175,11 +175,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self.set_accept_enabled(not is_full)
             self._turn(1.0)
         self.alive = False
+        self.set_accept_enabled(False)
         for listener in self.sockets:
             while self.accept(listener):  # those are connected already, as far as their clients know
                 pass
-        self.set_accept_enabled(False)
-        for listener in self.sockets:
             listener.close()
         now = time.monotonic()
         end = now + self.cfg.graceful_timeout - ANSWER_SECONDS
