@@ -353,17 +353,22 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         record = self._record_of(connection)
         if status == HTTPStatus.REQUEST_TIMEOUT:
             record.arrived -= RECEIVE_SECONDS
-        record.error = code
-        body = error_body(status, message, code, dialect=record.dialect)
-        if self.cors_origins:
-            origin = ORIGIN.search(connection.received)
-            allowed = access.cors(self.cors_origins, origin[1].decode("latin-1") if origin else "")
-            headers += "".join(f"{name}: {value}\r\n" for name, value in allowed.items())
-        answer = _answer(status, body, f"X-Request-Id: {record.request_id}\r\n{headers}")
+        origin = ORIGIN.search(connection.received)
+        answer = self._error(record, status, message, code, headers, origin[1].decode("latin-1") if origin else "")
         sent: int = connection.sock.send(answer)
-        record.end(status, len(body))
         self._note(record)
         return sent == len(answer)
+
+    def _error(
+        self, record: Record, status: HTTPStatus, message: str, code: str, headers: str, origin: str = ""
+    ) -> bytes:
+        """An error's answer without the app, with which the record ends; origin: of the page that asks, if any."""
+        record.error = code
+        body = error_body(status, message, code, dialect=record.dialect)
+        allowed = access.cors(self.cors_origins, origin) if self.cors_origins else {}
+        headers += "".join(f"{name}: {value}\r\n" for name, value in allowed.items())
+        record.end(status, len(body))
+        return _answer(status, body, f"X-Request-Id: {record.request_id}\r\n{headers}")
 
     def _record_of(self, connection: Connection) -> Record:
         """Of a request that is not parsed: as little as its answer and the metrics need."""
@@ -474,17 +479,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:
             self.log.error("unexpected error", exc_info=error)
         record = connection.record
-        record.error = status.name.lower()
         record.remote = str(connection.client[0])
         if not record.request_id:
             record.identify("")
-        body = error_body(status, message, record.error, dialect=record.dialect)
-        headers = f"X-Request-Id: {record.request_id}\r\nConnection: close\r\n"
-        allowed = access.cors(self.cors_origins, "") if self.cors_origins else {}
-        headers += "".join(f"{name}: {value}\r\n" for name, value in allowed.items())
+        answer = self._error(record, status, message, status.name.lower(), "Connection: close\r\n")
         with suppress(OSError):
-            gunicorn.util.write_nonblock(connection.sock, _answer(status, body, headers))
-        record.end(status, len(body))
+            gunicorn.util.write_nonblock(connection.sock, answer)
         self._note(record)
 
     def _give_up(self, connection: Connection) -> None:

@@ -21,6 +21,7 @@ from huggingface_hub.errors import BadRequestError, HfHubHTTPError
 from numpy.typing import NDArray
 
 from tests import clients
+from tests.clients import python_client
 from tests.conftest import Server
 from tests.test_load import ENDLESS, MANY
 from tests.test_load import clients as repeated
@@ -31,22 +32,13 @@ Vectors = NDArray[np.float32]
 TEXTS = ["the cat sat on a mat", "動的計画法", "", "graph theory 😀"]
 KEY = "sk-second"
 
-hosts: list[str] | None = None
+is_watched = False
 
 
 def _stay_here(event: str, arguments: tuple[Any, ...]) -> None:
-    """While `hosts` is a list: note what is looked up or connected to, and refuse others than this machine."""
-    if hosts is None:
-        return
-    if event == "socket.getaddrinfo":
-        host = arguments[0]
-    elif event == "socket.connect" and isinstance(arguments[1], tuple):
-        host = arguments[1][0]
-    else:
-        return
-    hosts.append(host)
-    if host != "127.0.0.1":
-        raise RuntimeError(f"{host} must not be reached")
+    """A hook cannot be taken away: this one works while a test of this file runs."""
+    if is_watched:
+        python_client.stay_here(event, arguments)
 
 
 sys.addaudithook(_stay_here)
@@ -55,17 +47,18 @@ sys.addaudithook(_stay_here)
 @pytest.fixture(autouse=True)
 def here_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No setting, key or proxy of whoever runs the tests; no client connects to anything but this machine."""
-    global hosts
+    global is_watched
     for name in os.environ:
         if name.startswith(("OPENAI_", "HF_", "HUGGING")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     # where a login of the user's would be; it asks the hub for names of agents, to tell the hub which one calls
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
-    hosts = []
+    python_client.hosts.clear()
+    is_watched = True
     yield
-    reached, hosts = hosts, None
-    assert set(reached) <= {"127.0.0.1"}
+    is_watched = False
+    assert python_client.hosts <= {"127.0.0.1"}
 
 
 @pytest.fixture(scope="module")

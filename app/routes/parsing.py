@@ -19,7 +19,6 @@ from app.errors import (
     UnsupportedMedia,
     WrongText,
 )
-from app.record import Record
 from app.routes import encoder, record, settings
 
 
@@ -94,21 +93,6 @@ def _not_json(data: bytes, error: orjson.JSONDecodeError) -> str:
     return f"The body is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
 
 
-def items(value: Any, name: str) -> list[Any]:
-    """A list of at least one item and at most MAX_TEXTS.
-
-    Raises:
-        InvalidRequest: it is not.
-        TooLarge: it is longer.
-    """
-    if not isinstance(value, list):
-        raise InvalidRequest(f"{name} is {kind(value)}; it must be a list of strings.", name)
-    if not value:
-        raise InvalidRequest(f"{name} is an empty list; at least one text is needed.", name)
-    check_count(value, name)
-    return value
-
-
 def check_count(value: Sequence[Any], name: str) -> None:
     """
     Raises:
@@ -122,15 +106,21 @@ def check_count(value: Sequence[Any], name: str) -> None:
 
 
 def strings(value: Any, name: str) -> list[str]:
-    """A list as of `items` in which all are strings.
+    """A list of strings, at least one and at most MAX_TEXTS.
 
     Raises:
-        InvalidRequest, TooLarge: it is not.
+        InvalidRequest: it is not.
+        TooLarge: it is longer.
     """
-    for index, text in enumerate(items(value, name)):
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{name} is {kind(value)}; it must be a list of strings.", name)
+    if not value:
+        raise InvalidRequest(f"{name} is an empty list; at least one text is needed.", name)
+    check_count(value, name)
+    for index, text in enumerate(value):
         if not isinstance(text, str):
             raise InvalidRequest(f"{name}[{index}] is {kind(text)}; every item must be a string.", name)
-    return list(value)
+    return value
 
 
 def options(given: Mapping[str, Any], defaults: Options = Options()) -> Options:
@@ -197,8 +187,7 @@ def encode_ids(rows: Sequence[Sequence[int]], options: Options) -> Embeddings:
 
 def _shaped(result: Embeddings, options: Options) -> Embeddings:
     """(n, dim) -> (n, dimensions), each row cut and then, if asked for, of length 1."""
-    current: Record = record()
-    current.add(result)
+    record().add(result)
     if options.dimensions is None and not options.normalize:
         return result
     vectors = result.vectors[:, : options.dimensions]
