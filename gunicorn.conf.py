@@ -53,7 +53,7 @@ from app import logs, metrics
 from app.errors import BootError
 from app.routes import ops
 from app.settings import Settings
-from app.worker import Worker
+from app.server.worker import Worker
 
 try:
     settings = Settings.from_env(os.environ)
@@ -84,7 +84,7 @@ timeout = 60
 limit_request_line = 8190
 # A client's SCRIPT_NAME means nothing here.
 forwarder_headers = ""
-# The parser that app/worker.py knows, even where the faster one is installed.
+# The parser that app/server/worker.py knows, even where the faster one is installed.
 http_parser = "python"
 # It would be opened under $HOME, which a read-only container has not.
 control_socket_disable = True

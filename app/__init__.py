@@ -5,9 +5,9 @@ import os
 
 from flask import Flask
 
-from app import access, docs, errors, metrics
-from app.artifact import Artifact
-from app.encoder import Encoder
+from app import access, http_errors, metrics, openapi
+from app.engine.encoder import Encoder
+from app.engine.model_folder import ModelFolder
 from app.routes import VERSION, bigquery, native, openai, ops, tei
 from app.settings import Settings
 
@@ -25,29 +25,35 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     """
     settings = settings or Settings.from_env(os.environ)
     if encoder is None:
-        artifact = Artifact.load(settings.model_dir, settings.model_path, settings.tokenizer_path)
-        if artifact.manifest.warning:
-            logger.warning("%s", artifact.manifest.warning)
+        model_folder = ModelFolder.load(settings.model_dir, settings.model_path, settings.tokenizer_path)
+        if model_folder.manifest.warning:
+            logger.warning("%s", model_folder.manifest.warning)
         encoder = Encoder.load(
-            artifact,
+            model_folder,
             max_length=settings.max_length,
-            slots=settings.slots,
-            threads=settings.threads,
+            threads=settings.capacity,
             cache_size=settings.cache_size,
         )
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # an unknown path is an error in JSON, not a page that leads elsewhere
     app.extensions["settings"] = settings
     app.extensions["encoder"] = encoder
-    # A worker knows better: whether it ends, and what it has answered but not counted yet.
+    # A worker replaces both: whether it is shutting down, and how to count what it has answered.
     app.extensions["shutting_down"] = lambda: False
     app.extensions["count"] = lambda: None
     for dialect in (native, openai, tei, bigquery, ops):
         app.register_blueprint(dialect.blueprint)
+    # Paths of dialects that add fields to the body of an error.
+    app.extensions["error_fields"] = {
+        rule.rule: dialect.error_fields
+        for dialect in (native, tei, bigquery)
+        for rule in app.url_map.iter_rules()
+        if rule.endpoint.startswith(f"{dialect.blueprint.name}.")
+    }
     access.register(app, settings)
-    errors.register(app)
-    docs.register(app)
+    http_errors.register(app)
+    openapi.register(app)
     rules = [rule for rule in app.url_map.iter_rules() if not rule.rule.startswith(("/docs/", "/apidocs/"))]
     routes = [(method, rule.rule) for rule in rules for method in rule.methods or () if method in metrics.METHODS]
-    metrics.expose(routes, VERSION, encoder.artifact)
+    metrics.declare(routes, VERSION, encoder.model_folder)
     return app

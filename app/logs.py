@@ -1,4 +1,4 @@
-"""Lines on stderr, as Cloud Logging reads them or as people do (LOG_FORMAT). No text, vector or key is in them.
+"""Log lines on stderr, for Cloud Logging or for people (LOG_FORMAT). No text, vector or key is in them.
 
 The names of the fields: https://cloud.google.com/logging/docs/structured-logging#structured_logging_special_fields
 """
@@ -15,14 +15,15 @@ from typing import Any
 import gunicorn.glogging
 import orjson
 
-from app.record import Record
+from app.context import RequestContext
 
-# Whose answers are not worth a line as long as they are right.
+# Probe paths: successful responses are logged at DEBUG.
 PROBES = ("/health", "/healthz", "/readyz")
-MAX_CHARACTERS = 200  # of what a client chooses, in a line
+# Longest client-supplied value in a line, characters.
+MAX_CHARACTERS = 200
 
-# What would make a line two, or move a terminal.
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Characters that break a line, move a terminal's cursor or reverse what is shown.
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 _format = "text"
 _level = logging.INFO
@@ -30,7 +31,7 @@ _project = ""
 
 
 def configure(log_format: str, log_level: str, project: str) -> None:
-    """One handler for everything, this app's, Gunicorn's and the libraries'.
+    """Set up one handler for everything: this app, Gunicorn and the libraries.
 
     project: of Google Cloud, whose traces the lines belong to; may be empty.
     """
@@ -45,7 +46,7 @@ def configure(log_format: str, log_level: str, project: str) -> None:
 
 
 class Logger(gunicorn.glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
-    """Gunicorn's, whose lines go where the others go."""
+    """Gunicorn's logger, writing to the same handler as the others."""
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
@@ -63,7 +64,7 @@ class _Formatter(logging.Formatter):
 
 
 def line(severity: str, message: str, fields: dict[str, Any], at: float) -> str:
-    """One line, in the format that is set; at: in seconds of time.time()."""
+    """Return one line in the format that is set; at: seconds of time.time()."""
     now = datetime.fromtimestamp(at, UTC)
     if _format == "json":
         content = {"severity": severity, "time": now, "message": message, **fields}
@@ -80,46 +81,44 @@ def write(severity: str, message: str, fields: dict[str, Any], at: float | None 
         os.write(2, line(severity, message, fields, time.time() if at is None else at).encode("utf-8", "replace"))
 
 
-def answered(record: Record) -> None:
-    """The line of one request."""
-    severity = "ERROR" if record.status >= 500 and record.status not in (501, 503) else "INFO"
-    if record.status in (429, 503):
+def log_request(context: RequestContext) -> None:
+    """Log the line of one answered request."""
+    severity = "ERROR" if context.status >= 500 and context.status not in (501, 503) else "INFO"
+    if context.status in (429, 503):
         severity = "WARNING"
-    elif record.status == 200 and record.path in PROBES:
+    elif context.status == 200 and context.path in PROBES:
         severity = "DEBUG"
     if logging.getLevelNamesMapping()[severity] < _level:
         return
-    if record.head is not None:
-        record.begin(record.head())
-    path = CONTROLS.sub(lambda found: repr(found[0])[1:-1], record.path[:MAX_CHARACTERS])[:MAX_CHARACTERS]
-    message = f"{record.method} {path} {record.status} in {record.seconds * 1e3:.1f} ms"
-    ms = {stage: round(seconds * 1e3, 3) for stage, seconds in record.stages.items()}
-    fields: dict[str, Any] = {"requestId": record.request_id, "route": record.route}
-    if record.error:
-        fields["error"] = record.error
-    if record.texts:
-        fields |= {"texts": record.texts, "tokens": record.tokens}
-        fields |= {"truncated": record.truncated, "cacheHits": record.cache_hits}
+    path = CONTROLS.sub(lambda found: repr(found[0])[1:-1], context.path[:MAX_CHARACTERS])[:MAX_CHARACTERS]
+    message = f"{context.method} {path} {context.status} in {context.seconds * 1e3:.1f} ms"
+    ms = {stage: round(seconds * 1e3, 3) for stage, seconds in context.stages.items()}
+    fields: dict[str, Any] = {"requestId": context.request_id, "route": context.route}
+    if context.error:
+        fields["error"] = context.error
+    if context.texts:
+        fields |= {"texts": context.texts, "tokens": context.tokens}
+        fields |= {"truncated": context.truncated, "cacheHits": context.cache_hits}
     if _format == "json":
-        fields["ms"] = {**ms, "total": round(record.seconds * 1e3, 3)}
+        fields["ms"] = {**ms, "total": round(context.seconds * 1e3, 3)}
         fields["httpRequest"] = {
-            "requestMethod": record.method,
+            "requestMethod": context.method,
             "requestUrl": path,  # without the query, which may be a text
-            "requestSize": str(record.request_bytes),
-            "status": record.status,
-            "responseSize": str(record.answer_bytes),
-            "userAgent": record.user_agent[:MAX_CHARACTERS],
-            "remoteIp": record.remote,
-            "latency": f"{record.seconds:.6f}s",
-            "protocol": record.protocol,
+            "requestSize": str(context.request_bytes),
+            "status": context.status,
+            "responseSize": str(context.response_bytes),
+            "userAgent": context.user_agent[:MAX_CHARACTERS],
+            "remoteIp": context.remote,
+            "latency": f"{context.seconds:.6f}s",
+            "protocol": context.protocol,
         }
-        if record.forwarded_for:  # remoteIp is then a proxy's; whoever asks may write here what they like
-            fields["forwardedFor"] = record.forwarded_for[:MAX_CHARACTERS]
-        if record.trace:
-            trace = f"projects/{_project}/traces/{record.trace}" if _project else record.trace
+        if context.forwarded_for:  # remoteIp is then a proxy's; whoever asks may write here what they like
+            fields["forwardedFor"] = context.forwarded_for[:MAX_CHARACTERS]
+        if context.trace:
+            trace = f"projects/{_project}/traces/{context.trace}" if _project else context.trace
             fields["logging.googleapis.com/trace"] = trace
-            if record.span:
-                fields["logging.googleapis.com/spanId"] = record.span
+            if context.span:
+                fields["logging.googleapis.com/spanId"] = context.span
     else:
         fields |= {f"{stage}_ms": milliseconds for stage, milliseconds in ms.items()}
-    write(severity, message, fields, record.ended)
+    write(severity, message, fields, context.ended)

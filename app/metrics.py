@@ -1,7 +1,7 @@
 """The Prometheus series of GET /metrics, right across all workers, dead ones too.
 
-Each worker writes its values into files in memory (PROMETHEUS_MULTIPROC_DIR, which gunicorn.conf.py makes); whoever is
-asked adds them up. Without that folder a worker tells its own.
+Each worker writes its values into files in memory (PROMETHEUS_MULTIPROC_DIR, which gunicorn.conf.py makes); the worker
+that answers GET /metrics adds them up. Without that folder a worker reports its own.
 """
 
 import fcntl
@@ -19,24 +19,24 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from app.artifact import Artifact
-from app.record import OTHER, Record
+from app.context import OTHER, RequestContext
+from app.engine.model_folder import ModelFolder
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 METHODS = ("GET", "POST")
 STATUSES = ("200", "400", "401", "408", "413", "415", "429", "499", "500", "503")
-# Which took as long as the client let them.
+# Excluded from the latency histogram: the client decides how long these take.
 UNTIMED = (408, 499)
-# What is refused because of load, by the error's code.
-REFUSALS = ("queue_full", "deadline_exceeded", "shutting_down")
+# Codes of errors that are due to load.
+REJECTIONS = ("queue_full", "deadline_exceeded", "shutting_down")
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 # Room for series that only some workers have, such as of unusual statuses.
 NEW_KEYS_BYTES = 64 * 1024
 LOCK_TRIES, LOCK_SECONDS = 20, 0.05
 
-# When a series began, which nobody asks for and files do not tell.
+# Turn off `_created` series: unused, and unsupported with multiprocess files.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ build_info = Gauge(
 )
 
 
-def expose(routes: Iterable[tuple[str, str]], version: str, artifact: Artifact) -> None:
-    """Let all series be there from the start, at zero: rates and alerts need a first value.
+def declare(routes: Iterable[tuple[str, str]], version: str, model_folder: ModelFolder) -> None:
+    """Make all series at zero: rates and alerts need a first value.
 
     routes: method and rule of each.
     """
@@ -96,57 +96,57 @@ def expose(routes: Iterable[tuple[str, str]], version: str, artifact: Artifact) 
         request_seconds.labels(method, route)
         for status in STATUSES:
             requests.labels(method, route, status)
-    for stage in Record.STAGES:
+    for stage in RequestContext.STAGES:
         stage_seconds.labels(stage)
-    for reason in REFUSALS:
+    for reason in REJECTIONS:
         refused.labels(reason)
-    manifest = artifact.manifest
+    manifest = model_folder.manifest
     stand_in = str(manifest.stand_in).lower()
-    recipe = manifest.recipe if artifact.precision == "int8" else ""
+    recipe = manifest.recipe if model_folder.precision == "int8" else ""
     global _served
-    _served = (version, manifest.model, manifest.revision or "", artifact.precision, recipe, stand_in)
+    _served = (version, manifest.model, manifest.revision or "", model_folder.precision, recipe, stand_in)
     build_info.labels(*_served).set(1)
 
 
-def begin(slot_count: int, max_queue: int) -> None:
-    """In a new worker: make its files."""
+def start_worker(capacity: int, max_queue: int) -> None:
+    """Make the files of a new worker."""
     with _locked(fcntl.LOCK_EX) if FOLDER in os.environ else nullcontext():
         workers.set(1)
-        slots.set(slot_count)
+        slots.set(capacity)
         queue_limit.set(max_queue)
         build_info.labels(*_served).set(1)
 
 
 @cache
-def _of(series: Any, *labels: str) -> Any:
-    """One of a metric's series; to look it up in the library takes as long as to count."""
-    return series.labels(*labels)
+def _series(metric: Any, *labels: str) -> Any:
+    """Return one of a metric's series; the library's own look-up takes as long as counting."""
+    return metric.labels(*labels)
 
 
-def answered(record: Record) -> None:
-    """Count one request."""
-    method = record.method if record.method in METHODS else OTHER
-    _of(requests, method, record.route, str(record.status)).inc()
-    if record.error in REFUSALS:
-        _of(refused, record.error).inc()
-    elif record.status not in UNTIMED:  # nor a refusal's few milliseconds, which would hide what the others wait
-        _of(request_seconds, method, record.route).observe(record.seconds)
-    if not record.texts:
+def observe(context: RequestContext) -> None:
+    """Count one answered request."""
+    method = context.method if context.method in METHODS else OTHER
+    _series(requests, method, context.route, str(context.status)).inc()
+    if context.error in REJECTIONS:
+        _series(refused, context.error).inc()
+    elif context.status not in UNTIMED:  # nor a refusal's few milliseconds, which would hide what the others wait
+        _series(request_seconds, method, context.route).observe(context.seconds)
+    if not context.texts:
         return
-    for stage, seconds in record.stages.items():
-        _of(stage_seconds, stage).observe(seconds)
-    texts.inc(record.texts)
-    tokens.inc(record.tokens)
-    if record.truncated:
-        truncated.inc(record.truncated)
-    if record.cache_hits:
-        cache_hits.inc(record.cache_hits)
+    for stage, seconds in context.stages.items():
+        _series(stage_seconds, stage).observe(seconds)
+    texts.inc(context.texts)
+    tokens.inc(context.tokens)
+    if context.truncated:
+        truncated.inc(context.truncated)
+    if context.cache_hits:
+        cache_hits.inc(context.cache_hits)
 
 
-def forget(pid: int) -> None:
-    """A worker has ended: what it was doing is gone, what it counted is added to that of the others that ended.
+def remove_worker(pid: int) -> None:
+    """Drop the gauges of an exited worker, and add its counts to those of other exited ones.
 
-    Its files go; a thousand of them would fill the memory that they are in, and /metrics reads all.
+    Its files are removed; a thousand of them would fill the memory that they are in, and /metrics reads all.
     """
     folder = os.environ.get(FOLDER)
     if folder is None:
@@ -162,7 +162,7 @@ def forget(pid: int) -> None:
 
 
 def _add(own: Path, sums: Path) -> None:
-    """Add one file's values to another's, and remove it."""
+    """Add the values of one file to another, and remove it."""
     if not own.is_file():
         return
     part = sums.with_suffix(".part")
@@ -183,18 +183,18 @@ def _add(own: Path, sums: Path) -> None:
 
 @contextmanager
 def _locked(how: int) -> Iterator[None]:
-    """While workers' files are read, none is made, and none goes; for a second at most."""
+    """Keep files from being made and removed while they are read; wait a second at most."""
     with Path(os.environ[FOLDER], "lock").open("a") as file:
         for _ in range(LOCK_TRIES):
             with suppress(BlockingIOError):
                 fcntl.flock(file, how | fcntl.LOCK_NB)
                 break
-            time.sleep(LOCK_SECONDS)  # who holds it may be stopped, and must not stop others
+            time.sleep(LOCK_SECONDS)  # its holder may be stopped, and must not stop others
         yield
 
 
 def render() -> bytes:
-    """All series, as text."""
+    """Return all series, as text."""
     if FOLDER not in os.environ:
         return generate_latest(_registry)
     collected = CollectorRegistry()

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from app.cpu import available_cpus
+from app.engine.cpu import available_cpus
+from app.engine.encoder import MAX_LENGTH
 from app.errors import BootError
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("json", "text")
 CPUS_PER_WORKER = 4
-# What a setting of several items, separated by commas, may have, and how that is said.
+# Longest silence of a client in the middle of a request or of its answer, seconds.
+RECEIVE_SECONDS = 10
+# Settings of several items, separated by commas: pattern of an item, and how that is said in an error.
 KEY = (re.compile(r"[\x21-\x7e]+"), "a key is printable ASCII characters without spaces")
 # As browsers send them: https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
 HOST = r"(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d+)?"
@@ -30,14 +33,13 @@ class Settings:
     model_dir: Path = Path("model")
     model_path: Path = Path("model_int8.onnx")
     tokenizer_path: Path = Path("tokenizer/")
-    max_length: int = field(default=256, metadata={"min": 3, "unit": "tokens"})
+    max_length: int = field(default=MAX_LENGTH, metadata={"min": 3, "unit": "tokens"})
     port: int = field(default=8080, metadata={"min": 1, "max": 65535})
     cpus: int = field(default_factory=available_cpus, metadata={"min": 1, "max": 1024})
     web_concurrency: int = field(default=0, metadata={"min": 1})
-    threads: int = field(default=0, metadata={"min": 1})
     max_texts: int = field(default=2048, metadata={"min": 1})
     max_body_bytes: int = field(default=8 * 1024 * 1024, metadata={"min": 1})
-    max_queue: int = field(default=64, metadata={"min": 1, "unit": "requests"})
+    max_queue: int = field(default=512, metadata={"min": 1, "unit": "requests"})
     request_deadline: int = field(default=60, metadata={"min": 1, "unit": "seconds"})
     cache_size: int = field(default=4096, metadata={"min": 0})
     # Never shown: neither in a log nor in an error.
@@ -51,12 +53,9 @@ class Settings:
         # One worker process for every 4 CPUs: workers cost memory, threads share it.
         if not self.web_concurrency:
             object.__setattr__(self, "web_concurrency", math.ceil(self.cpus / CPUS_PER_WORKER))
-        # A thread for each request that may be there at once: those that wait, and those that run.
-        if not self.threads:
-            object.__setattr__(self, "threads", self.max_queue + self.slots + 1)
 
     @property
-    def slots(self) -> int:
+    def capacity(self) -> int:
         """Texts that one worker computes at the same time: its share of the CPUs."""
         return math.ceil(self.cpus / self.web_concurrency)
 
@@ -67,21 +66,21 @@ class Settings:
         Raises:
             BootError: a malformed value; the message names the variable.
         """
-        given = {}
+        values = {}
         for item in fields(cls):
             name = item.name.upper()
             text = environ.get(name, "").strip()
             if text:
-                given[item.name] = _parse(name, text, item.type, dict(item.metadata))
-        return cls(**given)
+                values[item.name] = _parse(name, text, item.type, dict(item.metadata))
+        return cls(**values)
 
 
 def _parse(name: str, text: str, kind: Any, limits: dict[str, Any]) -> Any:
     if kind is Path:
         return Path(text)
     if "items" in limits:
-        allowed, wanted = limits["items"]
-        return _items(name, text, allowed, wanted, secret="secret" in limits)
+        allowed, description = limits["items"]
+        return _items(name, text, allowed, description, secret="secret" in limits)
     if kind is str and "choices" not in limits:
         return text
     if kind is str:
@@ -89,17 +88,17 @@ def _parse(name: str, text: str, kind: Any, limits: dict[str, Any]) -> Any:
             raise BootError(f"{name} is {text!r}; it must be one of {', '.join(limits['choices'])}.")
         return text.lower()
     least, most = limits["min"], limits.get("max", math.inf)
-    wanted = f"a whole number from {least} to {most}" if "max" in limits else f"a whole number of at least {least}"
+    expected = f"a whole number from {least} to {most}" if "max" in limits else f"a whole number of at least {least}"
     # isdecimal() would let other scripts' digits in, int() also underscores
     if not (text.isascii() and text.isdigit() and len(text) < 19) or not least <= int(text) <= most:
-        raise BootError(f"{name} is {text!r}; it must be {wanted}.")
+        raise BootError(f"{name} is {text!r}; it must be {expected}.")
     return int(text)
 
 
-def _items(name: str, text: str, allowed: re.Pattern[str], wanted: str, secret: bool) -> tuple[str, ...]:
+def _items(name: str, text: str, allowed: re.Pattern[str], description: str, secret: bool) -> tuple[str, ...]:
     items = tuple(item.strip() for item in text.split(","))
     for number, item in enumerate(items, 1):
         if not allowed.fullmatch(item):
-            shown = f"Item {number} of {name} is not one of its kind" if secret else f"{name} has {item!r}"
-            raise BootError(f"{shown}: {wanted}; items are separated by commas.")
+            found = f"Item {number} of {name} is not one of its kind" if secret else f"{name} has {item!r}"
+            raise BootError(f"{found}: {description}; items are separated by commas.")
     return items

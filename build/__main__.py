@@ -196,7 +196,7 @@ def build_key(model: str, revision: str | None, effort: str) -> str:
     """What a model folder is made from: the model asked for, the effort, this code, its packages, its texts."""
     digest = hashlib.sha256(json.dumps([_local(model), revision, effort]).encode())
     inputs = [path for pattern in ("*.py", "*.txt", "*.tsv") for path in (ROOT / "build").rglob(pattern)]
-    inputs += [ROOT / f"app/{name}.py" for name in ("artifact", "encoder", "settings", "slots", "tokenizer")]
+    inputs += (ROOT / "app/engine").glob("*.py")
     inputs += [ROOT / f"requirements/{name}.txt" for name in ("runtime", "build", "torch")]
     for path in sorted(inputs):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())

@@ -1,7 +1,7 @@
 """tokenizer.json -> characters.json + pieces.npy: a Unigram tokenizer that loads in milliseconds.
 
 characters.json is the same tokenizer with the characters of all pieces as its vocabulary. pieces.npy is the trie of
-the pieces over these characters; app/tokenizer.py says what its rows are and searches it.
+the pieces over these characters; app/engine/tokenizer.py says what its rows are and searches it.
 """
 
 import json
@@ -18,7 +18,7 @@ from build import BuildError, files
 TOKENIZER = "tokenizer/tokenizer.json"
 CHARACTERS = "tokenizer/characters.json"
 PIECES = "tokenizer/pieces.npy"
-# The rest is as app/tokenizer.py knows it: build/verify.py proves that both are at one.
+# The rest is as app/engine/tokenizer.py knows it: build/verify.py proves that both are at one.
 WORD_START = "▁"
 NO_PIECE = -1
 # Code 0. Its name has several characters, so no character of a text is called so.

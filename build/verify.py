@@ -23,12 +23,21 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from app import cpu
-from app.artifact import CHARACTERS, MANIFEST, PIECES, REPORT, SPEED, TOKENIZER, Artifact, Golden, Manifest, sha256
-from app.encoder import Encoder
-from app.errors import BootError
-from app.settings import Settings
-from app.tokenizer import Tokenizer
+from app.engine import BootError, cpu
+from app.engine.encoder import MAX_LENGTH, Encoder
+from app.engine.model_folder import (
+    CHARACTERS,
+    MANIFEST,
+    PIECES,
+    REPORT,
+    SPEED,
+    TOKENIZER,
+    Golden,
+    Manifest,
+    ModelFolder,
+    sha256,
+)
+from app.engine.tokenizer import Tokenizer
 from build import BuildError, files, plots
 from build.export_onnx import FP32, Facts
 from build.quantize import INT8, effort_of
@@ -82,7 +91,7 @@ def verify(
     translations = pairs()
     unseen = everything + [english for english, _ in translations] + [japanese for _, japanese in translations]
     n = len(everything)
-    max_length = min(Settings.max_length, facts.max_positions)
+    max_length = min(MAX_LENGTH, facts.max_positions)
     model.max_seq_length = max_length
     reference = _reference(model, unseen)
     progress()
@@ -190,9 +199,9 @@ def _draft(facts: Facts, source: Source, out: Path, build_key: str) -> Manifest:
 
 def _open(manifest: Manifest, model_file: Path, max_length: int) -> Encoder:
     """The shipped encoder on one of the model files, without a cache."""
-    artifact = Artifact(model_file, model_file.parent / manifest.tokenizer, manifest)
+    model_folder = ModelFolder(model_file, model_file.parent / manifest.tokenizer, manifest)
     try:
-        encoder = Encoder.load(artifact, max_length=max_length, slots=cpu.available_cpus())
+        encoder = Encoder.load(model_folder, max_length=max_length, threads=cpu.available_cpus())
         encoder.open(self_check=False)  # there is no golden vector yet
     except BootError as error:
         raise BuildError(f"The server would not load the model: {error}") from error

@@ -16,8 +16,8 @@ import requests
 from flask.testing import FlaskClient
 
 from app import create_app
-from app.artifact import Artifact
-from app.encoder import Encoder
+from app.engine.encoder import Encoder
+from app.engine.model_folder import ModelFolder
 from app.settings import Settings
 from tests import tiny
 
@@ -73,8 +73,8 @@ def tiny_encoder(tiny_model: Path) -> Encoder:
 
 
 def open_encoder(model: Path, file: str = "model_int8.onnx", **options: Any) -> Encoder:
-    artifact = Artifact.load(model, Path(file), Path("tokenizer"))
-    encoder = Encoder.load(artifact, **{"max_length": 64, "slots": 2, **options})
+    model_folder = ModelFolder.load(model, Path(file), Path("tokenizer"))
+    encoder = Encoder.load(model_folder, **{"max_length": 64, "threads": 2, **options})
     encoder.open()
     return encoder
 

@@ -159,7 +159,7 @@ def test_a_second_real_model(tmp_path: Path) -> None:
     texts = ["Shortest paths in a graph", "", "the " * 400]
     encoder = open_encoder(tmp_path / "model", "model_fp32.onnx", max_length=256)
     np.testing.assert_allclose(encoder.encode(texts).vectors, reference.encode(texts), atol=2e-6)
-    assert encoder.artifact.manifest.normalize
+    assert encoder.model_folder.manifest.normalize
 
 
 def test_the_warning_of_a_fallback(start: Start, full_size_model: Path) -> None:

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser
 from werkzeug.test import TestResponse
 
 from app import create_app
-from app.encoder import Encoder
+from app.engine.encoder import Encoder
 from app.errors import BootError
 from app.settings import Settings
 from tests import test_docs_page

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from app import cpu
+from app.engine import cpu
 from tests.bench import engine, load, one_cpu, serving, soak
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from app.artifact import Artifact, sha256
+from app.engine.model_folder import ModelFolder, sha256
 from app.errors import BootError
 from build import BuildError, export_onnx, files, plots, quantize, similarity, texts, verify
 from build.__main__ import main
@@ -108,7 +108,7 @@ def test_the_manifest_tells_how_the_int8_file_was_made(tiny_model: Path) -> None
     """recipe and calibration_sha256 are what the INT8 file's own metadata say."""
     int8 = onnx.load(tiny_model / "model_int8.onnx", load_external_data=False)
     metadata = {item.key: item.value for item in int8.metadata_props}
-    manifest = Artifact.load(tiny_model, Path("model_int8.onnx"), Path("tokenizer")).manifest
+    manifest = ModelFolder.load(tiny_model, Path("model_int8.onnx"), Path("tokenizer")).manifest
     assert manifest.recipe == metadata["recipe"]
     assert manifest.calibration_sha256 == metadata["calibration_sha256"] == texts.calibration_sha256()
 
@@ -120,7 +120,7 @@ def test_a_manifest_of_an_earlier_version(tiny_model: Path, tmp_path: Path) -> N
     assert "created" not in manifest
     (out / "manifest.json").write_text(json.dumps(manifest | {"format": 1, "created": "2026-11-01T00:00:00+00:00"}))
     with pytest.raises(BootError, match=r"has format 1, this server reads 2 – run `make model`\.$"):
-        Artifact.load(out, Path("model_int8.onnx"), Path("tokenizer"))
+        ModelFolder.load(out, Path("model_int8.onnx"), Path("tokenizer"))
 
 
 def test_the_graph_takes_one_text(tiny_model: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_damaged_folder_is_built_again(tiny_source: Path, tiny_model: Path, tm
     else:
         (out / "manifest.json").write_text("[]")
     assert main(["--model", str(tiny_source), "--out", str(out)]) == 0
-    assert open_encoder(out).problem is None
+    assert open_encoder(out).not_ready_reason is None
 
 
 def test_the_steps_alone(tiny_source: Path, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_the_steps_alone(tiny_source: Path, tmp_path: Path) -> None:
     step("quantize", "--out", str(out))
     assert (out / "model_int8.onnx").is_file()
     with pytest.raises(BootError, match="manifest.json not found: the model folder is not complete"):
-        Artifact.load(out, Path("model_int8.onnx"), Path("tokenizer"))
+        ModelFolder.load(out, Path("model_int8.onnx"), Path("tokenizer"))
 
 
 def test_quantize_without_an_export(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_step_that_cannot_start_leaves_the_seal(tiny_model: Path, tmp_path: Pa
     out = shutil.copytree(tiny_model, tmp_path / "model")
     (out / "model_fp32.onnx").unlink()
     assert step("quantize", "--out", str(out), check=False).returncode == 1
-    assert open_encoder(out).problem is None
+    assert open_encoder(out).not_ready_reason is None
 
 
 def test_two_builds_at_once(tiny_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,9 +310,9 @@ def test_a_killed_build_is_not_served(tiny_model: Path, tmp_path: Path, last: st
     process.send_signal(signal.SIGKILL)
     process.wait()
     with pytest.raises(BootError, match="run `make model`"):
-        Artifact.load(out, Path("model_int8.onnx"), Path("tokenizer"))
+        ModelFolder.load(out, Path("model_int8.onnx"), Path("tokenizer"))
     assert main(["--model", str(other), "--out", str(out)]) == 0
-    assert open_encoder(out).problem is None
+    assert open_encoder(out).not_ready_reason is None
     assert not list(out.glob(".part-*"))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app import cpu
+from app.engine import cpu
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from app import create_app
-from app.encoder import Encoder
+from app.engine.encoder import Encoder
 from app.settings import Settings
 from tests.tiny import PROMPTS
 

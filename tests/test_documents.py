@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from app import routes
-from app.routes import parsing
+from app.routes import options
 from app.settings import Settings
 from build import verify
 from build.source import DEFAULT_MODEL
@@ -43,12 +43,12 @@ def test_options(readme: str) -> None:
     """Every option of /embed is in the README and in openapi.yml, with its default."""
     table, parameters = rows(readme), OPENAPI["components"]["parameters"]
     schema = OPENAPI["components"]["schemas"]["Texts"]["properties"]
-    assert set(parsing.OPTIONS) == set(parameters) == set(schema) - {"texts"}
+    assert set(options.OPTIONS) == set(parameters) == set(schema) - {"texts"}
     for name in ("normalize", "truncate", "encoding_format"):
-        default = getattr(parsing.Options(), name)
+        default = getattr(options.Options(), name)
         assert table[name] == (str(default).lower() if isinstance(default, bool) else default)
         assert parameters[name]["schema"]["default"] == schema[name]["default"] == default
-    assert set(parsing.OPTIONS) <= set(table)
+    assert set(options.OPTIONS) <= set(table)
 
 
 @pytest.mark.parametrize("readme", READMES)
@@ -138,6 +138,6 @@ def lines(name: str) -> list[str]:
 def test_app_never_imports_what_only_the_build_has() -> None:
     """The whole server, imported, has brought nothing of build/, torch, transformers, onnx or the hub along."""
     heavy = {"build", "torch", "transformers", "sentence_transformers", "onnx", "matplotlib", "huggingface_hub"}
-    code = "import sys, app.worker, app; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, app.server.worker, app; print(*{name.split('.')[0] for name in sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert heavy & set(run.stdout.split()) == set()

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.encoder import PIECE_CHARACTERS, Encoder
+from app.engine.chunks import CHUNK_CHARACTERS
+from app.engine.encoder import Encoder
+from app.engine.session import Session
 from app.errors import BootError, InvalidRequest, NotReady, TextTooLong
 from build import export_onnx
 from tests import tiny
@@ -84,10 +86,10 @@ def test_truncate_false_names_the_text_and_its_length(fp32: Encoder) -> None:
 
 
 def test_long_texts_are_counted_whole(fp32: Encoder, reference: Any) -> None:
-    """A text over PIECE_CHARACTERS has the same tokens and vector as in one piece."""
+    """A text over CHUNK_CHARACTERS has the same tokens and vector as in one piece."""
     words = [*tiny.WORDS, " ", "\n", "\u3000", "xyz", "é́", "##a", "[MASK]", "[MASK] ", " [SEP]"]
-    text = " ".join(random.Random(1).choices(words, k=4 * PIECE_CHARACTERS))
-    assert len(text) > 10 * PIECE_CHARACTERS
+    text = " ".join(random.Random(1).choices(words, k=4 * CHUNK_CHARACTERS))
+    assert len(text) > 10 * CHUNK_CHARACTERS
     result = fp32.encode([text])
     assert result.tokens == [len(reference.tokenizer(text, verbose=False)["input_ids"])]
     np.testing.assert_allclose(result.vectors, reference.encode([text]), atol=2e-6)
@@ -163,13 +165,11 @@ def test_an_error_in_one_text_ends_the_request_and_not_the_encoder(
     """What the model raises comes out, and the next request is answered."""
     encoder = open_encoder(tiny_model)
     expected = encoder.encode(["cat"]).vectors
-    session = encoder._session
     with monkeypatch.context() as patch:
-        patch.setattr(encoder, "_session", None)
+        patch.setattr(Session, "compute", lambda self, rows: 1 / 0)
         for texts in (["cat"], ["cat", "mat", "sat"]):
-            with pytest.raises(AssertionError):
+            with pytest.raises(ZeroDivisionError):
                 encoder.encode(texts)
-    assert encoder._session is session
     np.testing.assert_array_equal(encoder.encode(["cat"]).vectors, expected)
 
 
@@ -181,19 +181,19 @@ def test_max_length_over_the_model(tiny_model: Path) -> None:
 
 def test_the_self_check_does_not_depend_on_max_length(tiny_model: Path) -> None:
     """A MAX_LENGTH below the golden text's length is no reason to fail."""
-    assert open_encoder(tiny_model, max_length=3).problem is None
+    assert open_encoder(tiny_model, max_length=3).not_ready_reason is None
 
 
 def test_the_self_check_refuses_to_encode(tiny_model: Path) -> None:
     """Where the golden text gives another vector, nothing is encoded and the reason is told."""
-    good = open_encoder(tiny_model).artifact
+    good = open_encoder(tiny_model).model_folder
     golden = dataclasses.replace(
         good.manifest.golden, vectors={name: v[::-1] for name, v in good.manifest.golden.vectors.items()}
     )
     bad = dataclasses.replace(good, manifest=dataclasses.replace(good.manifest, golden=golden))
     encoder = Encoder.load(bad, max_length=64)
     encoder.open()
-    assert encoder.problem is not None and "self-check failed" in encoder.problem
+    assert encoder.not_ready_reason is not None and "self-check failed" in encoder.not_ready_reason
     with pytest.raises(NotReady, match="self-check failed"):
         encoder.encode(["a"])
 
@@ -201,11 +201,11 @@ def test_the_self_check_refuses_to_encode(tiny_model: Path) -> None:
 def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """A list that grows by one with every run of a model."""
     runs: list[None] = []
-    original = Encoder._run
+    original = Session.compute
 
-    def counted(self: Encoder, ids: Any) -> Any:
-        runs.append(None)
-        return original(self, ids)
+    def counted(self: Session, rows: Any) -> Any:
+        runs.extend([None] * len(rows))
+        return original(self, rows)
 
-    monkeypatch.setattr(Encoder, "_run", counted)
+    monkeypatch.setattr(Session, "compute", counted)
     return runs

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import requests
 
-from app import worker
 from tests.conftest import Server
 
 Start = Callable[..., Server]
@@ -191,17 +190,6 @@ def test_a_body_that_drips(start: Start, tiny_model: Path) -> None:
         status, _, content = answer(connection)
         assert (status, content["error"]["code"]) == (400, "invalid_request")
         assert content["error"]["message"].startswith("The body ends after ")
-
-
-def test_who_has_left() -> None:
-    """A closed connection is found; an open one is not, whether the client has sent more or not."""
-    for act, left in ((socket.socket.close, True), (lambda client: client.send(b"a"), False)):
-        server, client = socket.socketpair()
-        with server, client:
-            server.setblocking(False)
-            assert not worker.has_left(server)
-            act(client)
-            assert worker.has_left(server) == left
 
 
 def test_a_request_that_takes_too_long(start: Start, tiny_model: Path) -> None:

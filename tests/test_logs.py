@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import requests
 
-from app.record import Record
+from app.context import RequestContext
 from tests.conftest import ROOT, VARIABLES, Server, free_port
 from tests.test_load import ENDLESS, answer, connect, post
 
@@ -240,8 +240,8 @@ def test_a_request_that_does_not_arrive_took_its_time(refusals: dict[int, tuple[
 @pytest.mark.parametrize("length", ["\xb2", "9" * 5000, "-1", "+1", "1_0", " 1", "", "x"])
 def test_lengths_that_are_none(length: str) -> None:
     """What nobody has checked yet, of a request that is refused unparsed, is taken for no length."""
-    record = Record()
-    record.begin({"REQUEST_METHOD": "POST", "CONTENT_LENGTH": length})
+    record = RequestContext()
+    record.read_environ({"REQUEST_METHOD": "POST", "CONTENT_LENGTH": length})
     assert record.request_bytes == 0
 
 
@@ -336,10 +336,10 @@ def test_probes(server: Server, busy: Server) -> None:
 
 SEVERITIES = """
 from app import logs
-from app.record import Record
+from app.context import RequestContext
 logs.configure("json", "info", "")
 for status in (200, 304, 400, 404, 429, 499, 500, 501, 503):
-    record = Record()
+    record = RequestContext()
     record.end(status, 0)
     logs.answered(record)
 """

@@ -12,7 +12,7 @@ import requests
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.worker import CLIENT_HAS_LEFT
+from app.http_errors import CLIENT_CLOSED_REQUEST
 from tests.conftest import ROOT, Server
 
 BOARD = json.loads((ROOT / "deploy/grafana.json").read_text())
@@ -28,7 +28,7 @@ TARGET = {"job", "instance"}
 RATE_INTERVAL = "$__rate_interval"
 COLUMNS = 24
 # Values of labels that are not there from the start.
-LATER = {"status": {str(CLIENT_HAS_LEFT)}}
+LATER = {"status": {str(CLIENT_CLOSED_REQUEST)}}
 
 TOKEN = re.compile(
     r"""\s*(?:(?P<string>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')

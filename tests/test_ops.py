@@ -7,7 +7,7 @@ from pathlib import Path
 from flask.testing import FlaskClient
 
 from app import create_app
-from app.encoder import Encoder
+from app.engine.encoder import Encoder
 from app.settings import Settings
 from tests.conftest import open_encoder
 
@@ -39,15 +39,17 @@ def test_about(client: FlaskClient, tiny_model: Path) -> None:
 def test_the_recipe_is_of_the_file_that_is_served(tiny_model: Path) -> None:
     """GET / says how INT8 was quantized where INT8 is served, and nothing with FP32."""
     for file, recipe in (("model_int8.onnx", "INT8 weights"), ("model_fp32.onnx", "")):
-        artifact = open_encoder(tiny_model, file).artifact
-        artifact = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, recipe="INT8 weights"))
-        app = create_app(Settings(model_dir=tiny_model, max_length=64), Encoder.load(artifact, max_length=64))
+        model_folder = open_encoder(tiny_model, file).model_folder
+        model_folder = dataclasses.replace(
+            model_folder, manifest=dataclasses.replace(model_folder.manifest, recipe="INT8 weights")
+        )
+        app = create_app(Settings(model_dir=tiny_model, max_length=64), Encoder.load(model_folder, max_length=64))
         assert app.test_client().get("/").get_json()["model"]["recipe"] == recipe
 
 
 def test_ready_only_after_the_golden_vector(tiny_model: Path) -> None:
     """503 before the session is open, 200 after the golden text gave its vector."""
-    encoder = Encoder.load(open_encoder(tiny_model).artifact, max_length=64)
+    encoder = Encoder.load(open_encoder(tiny_model).model_folder, max_length=64)
     client = create_app(Settings(model_dir=tiny_model, max_length=64), encoder).test_client()
     before = client.get("/readyz")
     assert before.status_code == 503
@@ -59,11 +61,11 @@ def test_ready_only_after_the_golden_vector(tiny_model: Path) -> None:
 
 def test_a_failed_self_check_is_told_everywhere(tiny_model: Path) -> None:
     """/readyz and /embed answer 503 with the reason; /health still answers."""
-    artifact = open_encoder(tiny_model).artifact
-    other = dict.fromkeys(artifact.manifest.golden.vectors, [1.0] * 32)
-    golden = dataclasses.replace(artifact.manifest.golden, vectors=other)
-    artifact = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, golden=golden))
-    encoder = Encoder.load(artifact, max_length=64)
+    model_folder = open_encoder(tiny_model).model_folder
+    other = dict.fromkeys(model_folder.manifest.golden.vectors, [1.0] * 32)
+    golden = dataclasses.replace(model_folder.manifest.golden, vectors=other)
+    model_folder = dataclasses.replace(model_folder, manifest=dataclasses.replace(model_folder.manifest, golden=golden))
+    encoder = Encoder.load(model_folder, max_length=64)
     encoder.open()
     client = create_app(Settings(model_dir=tiny_model, max_length=64), encoder).test_client()
     assert "self-check failed" in client.get("/readyz").get_json()["reason"]

@@ -29,13 +29,13 @@ import sys
 from pathlib import Path
 import numpy as np
 import onnxruntime
-from app.artifact import Artifact
-from app.encoder import Encoder
+from app.engine.model_folder import ModelFolder
+from app.engine.encoder import Encoder
 from build.texts import proof
 
 folder, out = Path(sys.argv[1]), sys.argv[2]
-artifact = Artifact.load(folder, folder / "model_int8.onnx", folder / "tokenizer")
-encoder = Encoder.load(artifact, max_length=min(256, artifact.manifest.max_positions))
+model_folder = ModelFolder.load(folder, folder / "model_int8.onnx", folder / "tokenizer")
+encoder = Encoder.load(model_folder, max_length=min(256, model_folder.manifest.max_positions))
 encoder.open()
 np.save(out, encoder.encode([text for lines in proof().values() for text in lines[::2]]).vectors)
 print(onnxruntime.__file__)

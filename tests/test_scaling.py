@@ -15,9 +15,9 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from app.artifact import Artifact
+from app.engine.model_folder import ModelFolder
+from app.engine.tokenizer import Tokenizer
 from app.settings import Settings
-from app.tokenizer import Tokenizer
 from build.texts import texts
 from tests.conftest import ROOT
 
@@ -91,8 +91,8 @@ def test_deployed_inputs() -> None:
 @pytest.mark.full_size
 def test_tokens_of_the_mixed_texts(full_size_model: Path) -> None:
     """The mean tokens that the job's line starts from, cut as the server cuts."""
-    artifact = Artifact.load(full_size_model, Settings.model_path, Settings.tokenizer_path)
-    tokenizer = Tokenizer.load(artifact.tokenizer_file)
+    model_folder = ModelFolder.load(full_size_model, Settings.model_path, Settings.tokenizer_path)
+    tokenizer = Tokenizer.load(model_folder.tokenizer_file)
     specials = len(tokenizer.prefix) + len(tokenizer.suffix)
     lengths = [
         min(len(tokenizer(text)) + specials, Settings.max_length) for group in texts().values() for text in group

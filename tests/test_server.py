@@ -16,7 +16,7 @@ import pytest
 import requests
 from onnx import TensorProto, helper
 
-from app.artifact import sha256
+from app.engine.model_folder import sha256
 from tests.conftest import Server
 
 Start = Callable[..., Server]

@@ -35,7 +35,6 @@ def test_values_are_read() -> None:
         ("MAX_LENGTH", "1_000"),
         ("MAX_TEXTS", "２０"),
         ("CACHE_SIZE", "many"),
-        ("THREADS", "0"),
         ("WEB_CONCURRENCY", "auto"),
         ("LOG_LEVEL", "loud"),
     ],
@@ -46,17 +45,14 @@ def test_malformed_value(name: str, value: str) -> None:
         Settings.from_env({name: value})
 
 
-def test_cpus_decide_on_workers_threads_and_slots() -> None:
-    """CPUS overrules what is counted; a worker for every 4 CPUs, slots as CPUs, threads for all that run or wait."""
-    for cpus, workers, threads, slots in ((1, 1, 66, 1), (2, 1, 67, 2), (8, 2, 69, 4)):
+def test_cpus_decide_on_workers_and_capacity() -> None:
+    """CPUS overrules what is counted; a worker for every 4 CPUs, which share them."""
+    for cpus, workers, capacity in ((1, 1, 1), (2, 1, 2), (8, 2, 4)):
         settings = Settings.from_env({"CPUS": str(cpus)})
-        assert (settings.web_concurrency, settings.threads, settings.slots) == (workers, threads, slots)
-    assert Settings.from_env({"CPUS": "8", "WEB_CONCURRENCY": "8"}).slots == 1
+        assert (settings.web_concurrency, settings.capacity) == (workers, capacity)
+    assert Settings.from_env({"CPUS": "8", "WEB_CONCURRENCY": "8"}).capacity == 1
 
 
-def test_every_slot_has_a_worker_and_a_thread() -> None:
+def test_every_worker_computes() -> None:
     """All CPUs are used however many workers are asked for."""
-    for workers in (1, 2, 3):
-        settings = Settings(web_concurrency=workers)
-        assert settings.slots >= 1
-        assert settings.threads >= settings.slots
+    assert min(Settings(web_concurrency=workers).capacity for workers in (1, 2, 3)) >= 1

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from app.tokenizer import Tokenizer as AppTokenizer
+from app.engine.tokenizer import Tokenizer as AppTokenizer
 from build import pieces
 
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

@@ -1,13 +1,12 @@
-"""The HTTP routes, one file per dialect."""
+"""The HTTP routes, one file per dialect, and what they share: body.py, options.py, rendering.py."""
 
-import time
-from typing import Any, cast
+from typing import cast
 
-import orjson
-from flask import Response, current_app, request
+from flask import current_app, request
 
-from app.encoder import Encoder
-from app.record import RECORD, Record
+from app.context import CONTEXT, RequestContext
+from app.engine.encoder import Encoder
+from app.engine.model_folder import Manifest
 from app.settings import Settings
 
 NAME = "embedding-api"
@@ -15,23 +14,20 @@ VERSION = "0.1.0"
 
 
 def encoder() -> Encoder:
-    """The app's encoder."""
+    """Return the app's encoder."""
     return cast(Encoder, current_app.extensions["encoder"])
 
 
+def manifest() -> Manifest:
+    """Return the manifest of the model that is served."""
+    return encoder().model_folder.manifest
+
+
 def settings() -> Settings:
-    """The app's settings."""
+    """Return the app's settings."""
     return cast(Settings, current_app.extensions["settings"])
 
 
-def record() -> Record:
-    """What is known of the current request."""
-    return cast(Record, request.environ[RECORD])
-
-
-def json_response(content: Any, status: int = 200) -> Response:
-    """Render JSON; numpy float32 arrays become lists of their shortest decimal form."""
-    began = time.monotonic()
-    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    record().stages["serialize"] = time.monotonic() - began
-    return Response(body, status, mimetype="application/json")
+def context() -> RequestContext:
+    """Return what is known of the current request."""
+    return cast(RequestContext, request.environ[CONTEXT])

@@ -1,19 +1,21 @@
-"""What operators ask: what is this, is it alive, is it ready."""
+"""Routes for operators: what is this, is it alive, is it ready, its metrics."""
 
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app
 
-from app import cpu, metrics
-from app.errors import RETRY_AFTER_SECONDS
-from app.routes import NAME, VERSION, encoder, json_response, settings
+from app import metrics
+from app.engine import cpu
+from app.http_errors import RETRY_AFTER_SECONDS
+from app.routes import NAME, VERSION, encoder, settings
+from app.routes.rendering import json_response
 
 blueprint = Blueprint("ops", __name__)
 
 
-def introduction(app: Flask) -> tuple[str, dict[str, Any]]:
-    """What is served and how, for the log's first line: a sentence and fields."""
-    limits, served = app.extensions["settings"], app.extensions["encoder"].artifact
+def startup_message(app: Flask) -> tuple[str, dict[str, Any]]:
+    """Return what is served and how, for the log's first line: a sentence and fields."""
+    limits, served = app.extensions["settings"], app.extensions["encoder"].model_folder
     manifest = served.manifest
     return f"{NAME} {VERSION} serves {manifest.model} ({served.precision}) on port {limits.port}", {
         "version": VERSION,
@@ -23,8 +25,7 @@ def introduction(app: Flask) -> tuple[str, dict[str, Any]]:
         "cpu": cpu.features(),
         "cpus": limits.cpus,
         "workers": limits.web_concurrency,
-        "slots": limits.slots,
-        "threads": limits.threads,
+        "slots": limits.capacity,
         "limits": {
             name: getattr(limits, name)
             for name in ("max_length", "max_texts", "max_body_bytes", "max_queue", "request_deadline", "cache_size")
@@ -34,8 +35,8 @@ def introduction(app: Flask) -> tuple[str, dict[str, Any]]:
 
 @blueprint.get("/")
 def about() -> Response:
-    limits, artifact = settings(), encoder().artifact
-    manifest = artifact.manifest
+    limits, model_folder = settings(), encoder().model_folder
+    manifest = model_folder.manifest
     return json_response(
         {
             "name": NAME,
@@ -45,8 +46,8 @@ def about() -> Response:
                 "revision": manifest.revision,
                 "stand_in": manifest.stand_in,
                 "warning": manifest.warning,
-                "precision": artifact.precision,
-                "recipe": manifest.recipe if artifact.precision == "int8" else "",
+                "precision": model_folder.precision,
+                "recipe": manifest.recipe if model_folder.precision == "int8" else "",
                 "dimension": manifest.dimension,
                 "pooling": manifest.pooling,
                 "normalize": manifest.normalize,
@@ -84,11 +85,11 @@ def prometheus() -> Response:
 
 @blueprint.get("/readyz")
 def ready() -> Response:
-    problem = encoder().problem
+    reason = encoder().not_ready_reason
     if current_app.extensions["shutting_down"]():
-        problem = "The server is shutting down."
-    if problem is None:
+        reason = "The server is shutting down."
+    if reason is None:
         return json_response({"ok": True})
-    response = json_response({"ok": False, "reason": problem}, 503)
+    response = json_response({"ok": False, "reason": reason}, 503)
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response

@@ -3,31 +3,36 @@
 https://huggingface.github.io/text-embeddings-inference/ has it; fields that are unknown here are ignored, as there.
 """
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from flask import Blueprint, Response
 
-from app.encoder import Embeddings, Token
+from app.context import RequestContext
+from app.engine.embeddings import Embeddings
+from app.engine.tokenizer import Spans
 from app.errors import InvalidRequest, TextTooLong, TooLarge
-from app.routes import VERSION, encoder, json_response, settings
-from app.routes.parsing import (
-    Options,
-    check_count,
-    encode,
-    encode_ids,
-    json_body,
-    kind,
-    options,
-    render,
-    shown,
-    strings,
-)
+from app.routes import VERSION, context, encoder, manifest, settings
+from app.routes.body import check_count, json_body, json_type, quoted, strings
+from app.routes.options import Options, encode, encode_ids, encode_vectors, options, shape_vectors
+from app.routes.rendering import dumps, json_response, list_response, parts_response
 
-# Characters that /tokenize takes at once, and ids that /decode does: its answer is 30 times as long as the texts, and
-# 8 MB of them took 26 s and 2 GB.
+# Names of errors: ErrorType in text-embeddings-inference's router/src/lib.rs.
+ERROR_TYPES = {429: "Overloaded", 503: "Unhealthy"}
+# Most characters that /tokenize takes at once, and ids that /decode does: its answer is 30 times as long as the texts,
+# and 8 MB of them took 26 s and 2 GB.
 MAX_TOKENIZED = 100_000
+# Tokens that /tokenize renders at once: 2 ms.
+SLICE_TOKENS = 1000
+
+T = TypeVar("T")
 
 blueprint = Blueprint("tei", __name__)
+
+
+def error_fields(request: RequestContext, status: int, message: str) -> dict[str, Any]:
+    """Return the error's name, which TEI's clients read."""
+    return {"error_type": ERROR_TYPES.get(status, "Backend" if status >= 500 else "Validation")}
 
 
 @blueprint.post("/")
@@ -38,13 +43,12 @@ def embed_or_compare() -> Response:
 
 
 def embed(body: dict[str, Any]) -> Response:
-    """A bare list of vectors; of one, for one text."""
-    wanted = _options(body)
+    """Return a bare list of vectors; of one, for one text."""
+    given = _options(body)
     inputs = _required(body, "inputs")
-    rows = _ids(inputs, "inputs")
-    return json_response(
-        render((_of_texts(inputs, wanted) if rows is None else encode_ids(rows, wanted)).vectors, wanted)
-    )
+    ids = _ids(inputs, "inputs")
+    rows = (_of_texts(inputs, given) if ids is None else encode_ids(ids, given)).rows
+    return list_response(lambda start, stop: encode_vectors(rows[start:stop], given), len(rows))
 
 
 @blueprint.post("/similarity")
@@ -64,10 +68,14 @@ def tokenize() -> Response:
             f"inputs has {characters} characters, over the limit of {MAX_TOKENIZED} for /tokenize: send fewer at once.",
             "inputs",
         )
+    tokenizer = encoder().tokenizer
+    prompted = [prompt + text for text in texts]
     try:
-        return json_response([_tokens(prompt + text, special) for text in texts])
+        spans = _offload(lambda: [tokenizer.spans(text, add_special_tokens=special) for text in prompted])
     except TextTooLong as error:
-        raise error.named("One of inputs") from None
+        raise error.with_name("One of inputs") from None
+    special_names = {token: tokenizer.decode([token], skip_special_tokens=False) for token in tokenizer.specials}
+    return parts_response(lambda: _token_lists(prompted, spans, special_names))
 
 
 @blueprint.post("/decode")
@@ -78,31 +86,32 @@ def decode() -> Response:
     if rows is None:
         if isinstance(given, list) and given:
             _row(given, "ids", "ids")
-        found = "an empty list" if given == [] else kind(given)
+        found = "an empty list" if given == [] else json_type(given)
         raise InvalidRequest(f"ids is {found}; it must be a list of token ids, or a list of such lists.", "ids")
     count = sum(map(len, rows))
     if count > MAX_TOKENIZED:
         raise TooLarge(f"ids has {count} token ids, over the limit of {MAX_TOKENIZED}: send fewer at once.", "ids")
     skip = _flag(body, "skip_special_tokens")
-    return json_response([encoder().decode(row, skip_special_tokens=skip) for row in rows])
+    tokenizer = encoder().tokenizer
+    return json_response(_offload(lambda: [tokenizer.decode(row, skip_special_tokens=skip) for row in rows]))
 
 
 @blueprint.get("/info")
 def info() -> Response:
-    manifest, limits = encoder().artifact.manifest, settings()
+    limits = settings()
     return json_response(
         {
-            "model_id": manifest.model,
-            "model_sha": manifest.revision,
-            "model_dtype": encoder().artifact.precision,
-            "model_type": {"embedding": {"pooling": manifest.pooling}},
-            "max_concurrent_requests": limits.max_queue + limits.slots + 1,
+            "model_id": manifest().model,
+            "model_sha": manifest().revision,
+            "model_dtype": encoder().model_folder.precision,
+            "model_type": {"embedding": {"pooling": manifest().pooling}},
+            "max_concurrent_requests": limits.max_queue + limits.capacity + 1,
             "max_input_length": encoder().max_length,
             "max_batch_tokens": encoder().max_length,  # one text at a time
             "max_batch_requests": 1,
             "max_client_batch_size": limits.max_texts,
             "auto_truncate": True,
-            "tokenization_workers": limits.slots,
+            "tokenization_workers": limits.capacity,
             "version": VERSION,
             "sha": None,
             "docker_label": None,
@@ -114,7 +123,7 @@ def _options(body: dict[str, Any]) -> Options:
     direction = body.get("truncation_direction")
     if direction is not None and (not isinstance(direction, str) or direction.lower() != "right"):
         raise InvalidRequest(
-            f"truncation_direction is {shown(direction)}; only Right is possible: a text keeps its beginning.",
+            f"truncation_direction is {quoted(direction)}; only Right is possible: a text keeps its beginning.",
             "truncation_direction",
         )
     return options(body, Options(normalize=True))
@@ -127,7 +136,7 @@ def _required(body: dict[str, Any], name: str) -> Any:
 
 
 def _ids(value: Any, name: str) -> list[list[int]] | None:
-    """One text's token ids or many texts', as many; None for what begins with something else."""
+    """Return one text's token ids or many texts', as many; None for what begins with something else."""
     if not isinstance(value, list) or not value or not isinstance(value[0], (int, float, list)):
         return None
     if not isinstance(value[0], list):
@@ -138,13 +147,14 @@ def _ids(value: Any, name: str) -> list[list[int]] | None:
 
 def _row(row: Any, place: str, param: str) -> list[int]:
     if not isinstance(row, list) or not row:
-        found = "an empty list" if row == [] else kind(row)
+        found = "an empty list" if row == [] else json_type(row)
         raise InvalidRequest(f"{place} is {found}; it must be a list of token ids.", param)
-    size = encoder().vocabulary_size
+    size = encoder().tokenizer.vocabulary_size
     for index, item in enumerate(row):
         if type(item) is not int or not 0 <= item < size:
             raise InvalidRequest(
-                f"{place}[{index}] is {shown(item)}; it must be a token id, a whole number from 0 to {size - 1}.", param
+                f"{place}[{index}] is {quoted(item)}; it must be a token id, a whole number from 0 to {size - 1}.",
+                param,
             )
     return row
 
@@ -153,25 +163,25 @@ def _texts(inputs: Any) -> list[str]:
     if isinstance(inputs, str):
         return [inputs]
     if not isinstance(inputs, list):
-        raise InvalidRequest(f"inputs is {kind(inputs)}; it must be a string or a list of strings.", "inputs")
+        raise InvalidRequest(f"inputs is {json_type(inputs)}; it must be a string or a list of strings.", "inputs")
     return strings(inputs, "inputs")
 
 
-def _of_texts(inputs: Any, wanted: Options) -> Embeddings:
+def _of_texts(inputs: Any, given: Options) -> Embeddings:
     name = (lambda index: "inputs") if isinstance(inputs, str) else (lambda index: f"inputs[{index}]")
-    return encode(_texts(inputs), wanted, name)
+    return encode(_texts(inputs), given, name)
 
 
 def _similarities(body: dict[str, Any]) -> Response:
-    """The cosine of one sentence to each of others."""
+    """Return the cosine of one sentence to each of others."""
     inputs = _required(body, "inputs")
     if not isinstance(inputs, dict):
         raise InvalidRequest(
-            f'inputs is {kind(inputs)}; it must be {{"source_sentence": "…", "sentences": ["…"]}}.', "inputs"
+            f'inputs is {json_type(inputs)}; it must be {{"source_sentence": "…", "sentences": ["…"]}}.', "inputs"
         )
     source, sentences = (inputs.get(name) for name in ("source_sentence", "sentences"))
     if not isinstance(source, str):
-        raise InvalidRequest(f"inputs.source_sentence is {kind(source)}; it must be a string.", "inputs")
+        raise InvalidRequest(f"inputs.source_sentence is {json_type(source)}; it must be a string.", "inputs")
     texts = [source, *strings(sentences, "inputs.sentences")]
     limit = settings().max_texts
     if len(texts) > limit:
@@ -180,8 +190,9 @@ def _similarities(body: dict[str, Any]) -> Response:
         )
     parameters = body.get("parameters")
     if not isinstance(parameters, (dict, type(None))):
-        raise InvalidRequest(f"parameters is {kind(parameters)}; it must be an object.", "parameters")
-    vectors = encode(texts, _options(parameters or {}), _name_of_compared).vectors
+        raise InvalidRequest(f"parameters is {json_type(parameters)}; it must be an object.", "parameters")
+    given = _options(parameters or {})
+    vectors = shape_vectors(encode(texts, given, _name_of_compared).rows, given)
     return json_response(vectors[1:] @ vectors[0])
 
 
@@ -189,18 +200,34 @@ def _name_of_compared(index: int) -> str:
     return f"inputs.sentences[{index - 1}]" if index else "inputs.source_sentence"
 
 
-def _tokens(text: str, add_special_tokens: bool) -> list[dict[str, Any]]:
-    return [_token(text, token) for token in encoder().tokens(text, add_special_tokens=add_special_tokens)]
+def _token_lists(texts: list[str], spans: list[Spans], special_names: dict[int, str]) -> Iterator[bytes]:
+    """Render the tokens of each text, some at a time."""
+    yield b"["
+    for index, (text, rows) in enumerate(zip(texts, spans, strict=True)):
+        yield b",[" if index else b"["
+        for start in range(0, len(rows), SLICE_TOKENS):
+            part = rows[start : start + SLICE_TOKENS].tolist()
+            rendered = dumps([_description(text, special_names, *row) for row in part])[1:-1]
+            yield b"," + rendered if start else rendered
+        yield b"]"
+    yield b"]"
 
 
-def _token(text: str, token: Token) -> dict[str, Any]:
-    special = token.start is None
-    name = encoder().decode([token.id], skip_special_tokens=False) if special else text[token.start : token.stop]
-    return {"id": token.id, "text": name, "special": special, "start": token.start, "stop": token.stop}
+def _description(text: str, special_names: dict[int, str], token: int, start: int, stop: int) -> dict[str, Any]:
+    if start < 0:
+        return {"id": token, "text": special_names[token], "special": True, "start": None, "stop": None}
+    return {"id": token, "text": text[start:stop], "special": False, "start": start, "stop": stop}
+
+
+def _offload(function: Callable[[], T]) -> T:
+    """Return function(), called where a second of work holds up nobody else."""
+    runner = context().runner or encoder().runner
+    runner.check_deadline(1)
+    return runner.offload(function)
 
 
 def _flag(body: dict[str, Any], name: str) -> bool:
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
-        raise InvalidRequest(f"{name} is {shown(value)}; it must be true or false.", name)
+        raise InvalidRequest(f"{name} is {quoted(value)}; it must be true or false.", name)
     return value is not False

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app import cpu
-from app.artifact import Artifact, Manifest
-from app.encoder import Encoder
+from app.engine import cpu
+from app.engine.encoder import Encoder
+from app.engine.model_folder import Manifest, ModelFolder
+from app.engine.tokenizer import Tokenizer
 from app.settings import Settings
-from app.tokenizer import Tokenizer
 from build.similarity import cosines
 from tests.bench import recipes
 
@@ -23,8 +23,8 @@ Encode = Callable[[str], NDArray[np.float32]]
 
 
 def load(settings: Settings, file: str) -> Encoder:
-    artifact = Artifact.load(settings.model_dir, Path(file), settings.tokenizer_path)
-    encoder = Encoder.load(artifact, max_length=settings.max_length, slots=cpu.available_cpus())
+    model_folder = ModelFolder.load(settings.model_dir, Path(file), settings.tokenizer_path)
+    encoder = Encoder.load(model_folder, max_length=settings.max_length, slots=cpu.available_cpus())
     encoder.open()
     return encoder
 
@@ -38,8 +38,8 @@ def plain_int8(settings: Settings, manifest: Manifest, source: str) -> Iterator[
     """What `quantize_dynamic` makes of the usual export, with the same tokens, one text a run: its best case."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    artifact = Artifact.load(settings.model_dir, settings.model_path, settings.tokenizer_path)
-    tokenizer = Tokenizer.load(artifact.tokenizer_file)
+    model_folder = ModelFolder.load(settings.model_dir, settings.model_path, settings.tokenizer_path)
+    tokenizer = Tokenizer.load(model_folder.tokenizer_file)
     prompt = manifest.prompts[manifest.default_prompt_name] if manifest.default_prompt_name else ""
     with tempfile.TemporaryDirectory() as folder:
         plain, int8 = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import requests
 
-from app import cpu
+from app.engine import cpu
 from app.settings import Settings
 from tests.bench import load
 from tests.bench.load import BATCH, Figures

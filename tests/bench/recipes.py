@@ -35,7 +35,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from app import cpu
+from app.engine import cpu
 from build import graph, quantize
 from build.export_onnx import FP32
 from build.graph import MICROSOFT, Floats, Linear, Network, QuantizedLinear, Table

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import requests
 
-from app.encoder import Encoder
+from app.engine.encoder import Encoder
 from app.settings import Settings
 from tests.bench import engine, load
 from tests.bench.engine import Encode

@@ -141,7 +141,7 @@ def is_fast(module):
     with open(module.__cached__, "rb") as bytecode, open(module.__file__, "rb") as source:
         head = bytecode.read(16)
         return head[4:] == bytes([3, 0, 0, 0]) + importlib.util.source_hash(source.read())
-import gunicorn.app.wsgiapp, app.worker
+import gunicorn.app.wsgiapp, app.server.worker
 from app import create_app
 server = create_app()
 print(json.dumps(sorted(name for name, module in sys.modules.items() if not is_fast(module))))

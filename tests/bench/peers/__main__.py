@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app import cpu
+from app.engine import cpu
 from build import source
 from tests.bench import peers
 from tests.bench.load import BATCH, mixed_texts

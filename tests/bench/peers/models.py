@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from app import cpu
+from app.engine import cpu
 
 CLASSIC = "sentence_transformers"
 ONNX_ONLY = "onnx"

@@ -5,7 +5,7 @@
     report.json  speed.json  manifest.json
 
 The build writes manifest.json last, so a folder without one is not whole. Where there are characters and pieces, the
-server reads these and not tokenizer.json, see app/tokenizer.py.
+server reads these and not tokenizer.json, see app/engine/tokenizer.py.
 """
 
 import dataclasses
@@ -117,7 +117,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Artifact:
+class ModelFolder:
     """A checked model folder: the two files to open and their manifest.
 
     tokenizer_file: tokenizer.json, or characters.json with pieces.npy beside it.
@@ -132,7 +132,7 @@ class Artifact:
         return "int8" if "int8" in self.model_file.name else "fp32"
 
     @classmethod
-    def load(cls, model_dir: Path, model_path: Path, tokenizer_path: Path) -> "Artifact":
+    def load(cls, model_dir: Path, model_path: Path, tokenizer_path: Path) -> "ModelFolder":
         """Find the files (relative paths are under model_dir) and check them against the manifest.
 
         Raises:
@@ -154,9 +154,9 @@ class Artifact:
             raise BootError(
                 f"{model_dir / MANIFEST} does not know {model_file.name}, only {known} – set MODEL_PATH to one."
             )
-        artifact = cls(model_file, tokenizer_file, manifest)
-        artifact.check()
-        return artifact
+        model_folder = cls(model_file, tokenizer_file, manifest)
+        model_folder.check()
+        return model_folder
 
     def check(self) -> None:
         """Compare the files' hashes with the manifest's.

@@ -1,0 +1,250 @@
+"""Encoder: texts -> vectors. The one object with state: tokenizer, cache and session."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.engine.cache import TextCache
+from app.engine.embeddings import Embeddings, Ids, Vector
+from app.engine.model_folder import ModelFolder
+from app.engine.runner import Runner, Threads
+from app.engine.session import Session
+from app.engine.tokenizer import Tokenized, Tokenizer
+from app.errors import BootError, InvalidRequest, NotReady, TextTooLong
+
+# Default of MAX_LENGTH, tokens. The build proves the model at this length.
+MAX_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What the cache holds of a text: its vector, (dim,) float32, and its token count before truncation."""
+
+    vector: Vector
+    tokens: int
+
+
+class Encoder:
+    """Texts to vectors with one model.
+
+    Made before Gunicorn forks (the tokenizer is shared copy-on-write) and opened in each worker, since a session's
+    threads do not survive a fork. Safe to use from many threads.
+
+    threads: how many texts its own runner computes at once, where a request brings no other runner.
+
+    Raises:
+        BootError: max_length is over the model's limit.
+    """
+
+    def __init__(
+        self,
+        model_folder: ModelFolder,
+        tokenizer: Tokenizer,
+        *,
+        max_length: int = MAX_LENGTH,
+        threads: int = 1,
+        cache_size: int = 0,
+    ) -> None:
+        manifest = model_folder.manifest
+        if max_length > manifest.max_positions:
+            raise BootError(
+                f"MAX_LENGTH is {max_length}, over the model's {manifest.max_positions} positions; "
+                f"set it to {manifest.max_positions} or less."
+            )
+        self.model_folder = model_folder
+        self.max_length = max_length
+        # Why nothing is encoded; None once the golden text gave its golden vector here.
+        self.not_ready_reason: str | None = "The model is not open yet."
+        self.tokenizer = tokenizer
+        self._cache: TextCache[Cached] = TextCache(cache_size)
+        self.runner = Threads(self.compute, threads)
+        self._opening = threading.Lock()
+        self._session: Session | None = None
+
+    @classmethod
+    def load(cls, model_folder: ModelFolder, **options: int) -> "Encoder":
+        """Load the tokenizer. The options are those of `Encoder`.
+
+        Raises:
+            BootError: the tokenizer cannot be read, or max_length is over the model's limit.
+        """
+        try:
+            tokenizer = Tokenizer.load(model_folder.tokenizer_file)
+        except Exception as error:
+            raise BootError(f"{model_folder.tokenizer_file} cannot be read by tokenizers: {error}") from None
+        return cls(model_folder, tokenizer, **options)
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector."""
+        return self.model_folder.manifest.dimension
+
+    def open(self, *, self_check: bool = True) -> None:
+        """Open the session and compare the golden text's vector; once, in the process that serves.
+
+        self_check: False where there is no golden vector yet, in the build.
+
+        Raises:
+            BootError: the model cannot be opened.
+        """
+        with self._opening:
+            if self._session is not None:
+                return
+            self.model_folder.check()  # the files may have been replaced since
+            self._session = Session(self.model_folder)
+            self.not_ready_reason = self._self_check() if self_check else None
+
+    def _self_check(self) -> str | None:
+        """Return None, or a sentence that says how the golden text's vector differs."""
+        name, golden = self.model_folder.model_file.name, self.model_folder.manifest.golden
+        known = np.asarray(golden.vectors[name], np.float32)
+        ids = self.tokenizer.encode(golden.text, self.model_folder.manifest.max_positions, self.runner).ids
+        vector = self.compute([ids])[0]
+        cosine = float(vector @ known / (np.linalg.norm(vector) * np.linalg.norm(known)))
+        if cosine >= golden.min_cosine[name]:  # False for NaN
+            return None
+        return (
+            f"The self-check failed: {name} gave another vector on this CPU than where it was built "
+            f"(cosine {cosine:.6f}, at least {golden.min_cosine[name]} is needed)."
+        )
+
+    def compute(self, rows: Sequence[Ids]) -> list[Vector]:
+        """Compute rows of token ids in this thread: what a runner calls."""
+        assert self._session is not None
+        return self._session.compute(rows)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        truncate: bool = True,
+        runner: Runner | None = None,
+    ) -> Embeddings:
+        """Compute the vectors of texts, in their order, as SentenceTransformer.encode does.
+
+        Args:
+            texts: any strings; the empty one is a text like any other.
+            prompt: put before each text.
+            prompt_name: the same by the model's own name for it. With neither, the model's
+                default prompt applies, if it has one.
+            truncate: False refuses texts over max_length instead of cutting them.
+            runner: computes for this request; None: the encoder's own threads.
+
+        Raises:
+            InvalidRequest: the model has no prompt of that name.
+            TextTooLong: truncate is False and a text is over max_length, or it is a book
+                without white space.
+            DeadlineExceeded: the request's time is up. Vectors that were done are in the cache.
+            NotReady: the self-check failed on this CPU, or the model's files have changed.
+        """
+        runner = self._ready(len(texts), runner)
+        began = time.monotonic()
+        before = self.prompt(prompt, prompt_name)
+        full = [before + text for text in texts] if before else list(texts)
+        indexes: dict[str, int] = {}
+        for index, text in enumerate(full):
+            indexes.setdefault(text, index)
+        found: dict[str, Cached] = {}
+        missing: dict[str, Tokenized] = {}
+        for text, index in indexes.items():
+            if cached := self._cache.get(text):
+                found[text] = cached
+            else:
+                missing[text] = self.tokenizer.encode(text, self.max_length, runner, texts=len(full), index=index)
+            runner.pause()
+        lengths = {text: item.tokens for text, item in (found | missing).items()}
+        tokens = [lengths[text] for text in full]
+        truncated = self._truncated(tokens, truncate)
+        hits = sum(text in found for text in full)
+        tokenized = time.monotonic()
+        # the longest first, so that all threads end at about the same time
+        order = sorted(missing, key=lambda text: -len(missing[text].ids))
+
+        def keep(index: int, vector: Vector) -> None:
+            text = order[index]
+            found[text] = Cached(vector, lengths[text])
+            self._cache.put(text, found[text])
+
+        runner.run_all([missing[text].ids for text in order], keep)
+        rows = [found[text].vector for text in full]
+        inference_seconds = time.monotonic() - tokenized
+        return Embeddings(
+            rows, self.dimension, tokens, truncated, tokenized - began, inference_seconds, runner.queue_seconds, hits
+        )
+
+    def encode_ids(
+        self, rows: Sequence[Sequence[int]], *, truncate: bool = True, runner: Runner | None = None
+    ) -> Embeddings:
+        """Compute the vectors of texts that are tokens already, the model's special ones included: those of `tokens`.
+
+        Args:
+            rows: the ids of each text, each from 0 to vocabulary_size - 1.
+
+        Raises:
+            InvalidText: a row is empty, or an id is not one of the model's.
+            TextTooLong: truncate is False and a row is over max_length.
+            DeadlineExceeded, NotReady: as `encode`.
+        """
+        runner = self._ready(len(rows), runner)
+        began = time.monotonic()
+        for index, ids in enumerate(rows):
+            self.tokenizer.check_ids(ids, index)
+        lengths = [len(ids) for ids in rows]
+        truncated = self._truncated(lengths, truncate)
+        vectors: dict[int, Vector] = {}
+        cut = [np.array(self.tokenizer.truncate(list(ids), self.max_length), np.int64) for ids in rows]
+        runner.run_all(cut, vectors.__setitem__)
+        in_order = [vectors[index] for index in range(len(rows))]
+        inference_seconds = time.monotonic() - began
+        return Embeddings(
+            in_order,
+            self.dimension,
+            lengths,
+            truncated,
+            inference_seconds=inference_seconds,
+            queue_seconds=runner.queue_seconds,
+        )
+
+    def _ready(self, texts: int, runner: Runner | None) -> Runner:
+        """Open what is not open, and refuse what cannot be answered right, or in time. Returns who computes."""
+        if self._session is None:
+            self.open()
+        if self.not_ready_reason is not None:
+            raise NotReady(self.not_ready_reason)
+        runner = runner or self.runner
+        runner.check_deadline(texts)
+        return runner
+
+    def _truncated(self, tokens: list[int], truncate: bool) -> list[bool]:
+        truncated = [n > self.max_length for n in tokens]
+        if not truncate and True in truncated:
+            index = truncated.index(True)
+            raise TextTooLong(
+                index,
+                f"has {tokens[index]} tokens, over the limit of {self.max_length} (MAX_LENGTH), "
+                "and truncate is false: shorten it, or allow truncation.",
+                "truncate",
+            )
+        return truncated
+
+    def prompt(self, prompt: str | None, name: str | None) -> str:
+        """Return what is put before each text: prompt, or the model's own one of that name, or its default.
+
+        Raises:
+            InvalidRequest: the model has no prompt of that name.
+        """
+        if prompt is not None:
+            return prompt
+        prompts = self.model_folder.manifest.prompts
+        if name is None:
+            name = self.model_folder.manifest.default_prompt_name
+            return prompts[name] if name is not None else ""
+        if name not in prompts:
+            known = ", ".join(repr(known) for known in prompts) or "none"
+            raise InvalidRequest(f"prompt_name is {name[:60]!r}; the model's prompts are: {known}.", "prompt_name")
+        return prompts[name]

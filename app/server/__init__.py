@@ -1,0 +1,1 @@
+"""The server: all that knows Gunicorn and gevent."""
