@@ -59,7 +59,7 @@ def register(app: Flask, settings: Settings) -> None:
 
 
 def cors(origins: tuple[str, ...], origin: str) -> dict[str, str]:
-    """Return the headers that let a page of that origin read the answer. https://fetch.spec.whatwg.org/#http-cors-protocol"""
+    """Return the headers that let a page read the answer: https://fetch.spec.whatwg.org/#http-cors-protocol"""
     if ANY in origins:
         return {"Access-Control-Allow-Origin": ANY, "Access-Control-Expose-Headers": EXPOSED_HEADERS}
     if origin not in origins:

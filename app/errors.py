@@ -89,7 +89,7 @@ class DeadlineExceeded(ServiceError):
     def __init__(self, done: int, texts: int) -> None:
         super().__init__(
             f"The request's time was up (REQUEST_DEADLINE, or the server is shutting down) after {done} of {texts} "
-            "texts: try again, with fewer texts at once."
+            "texts: try again (finished vectors are kept for a while), or send fewer texts at once."
         )
 
 

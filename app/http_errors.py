@@ -12,7 +12,7 @@ from app import errors
 from app.context import CONTEXT, RequestContext
 from app.errors import MAX_QUOTED_CHARACTERS, ServiceError
 
-# Retry-After in seconds: for 429 and for 503.
+# Retry-After in seconds: until the queue is shorter, and until another worker is ready.
 QUEUE_RETRY_SECONDS = 1
 RETRY_AFTER_SECONDS = 5
 # nginx's status of a client that left before its answer; in logs and metrics only.
@@ -34,9 +34,12 @@ HTTP: dict[type[Exception], tuple[int, str]] = {
     errors.NotReady: (HTTPStatus.SERVICE_UNAVAILABLE, "not_ready"),
     Exception: (HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error"),
 }
+# Seconds by the code of an error.
 RETRY_AFTER = {
-    HTTPStatus.TOO_MANY_REQUESTS: str(QUEUE_RETRY_SECONDS),
-    HTTPStatus.SERVICE_UNAVAILABLE: str(RETRY_AFTER_SECONDS),
+    "queue_full": QUEUE_RETRY_SECONDS,
+    "deadline_exceeded": QUEUE_RETRY_SECONDS,
+    "shutting_down": RETRY_AFTER_SECONDS,
+    "not_ready": RETRY_AFTER_SECONDS,
 }
 
 logger = logging.getLogger(__name__)
@@ -67,8 +70,8 @@ def register(app: Flask) -> None:
         response = _response(status, str(error), code, error.param)
         if status == HTTPStatus.UNAUTHORIZED:
             response.headers["WWW-Authenticate"] = "Bearer"
-        if status in RETRY_AFTER:
-            response.headers["Retry-After"] = RETRY_AFTER[HTTPStatus(status)]
+        if code in RETRY_AFTER:
+            response.headers["Retry-After"] = str(RETRY_AFTER[code])
         return response
 
     @app.errorhandler(HTTPException)

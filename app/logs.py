@@ -6,8 +6,8 @@ The names of the fields: https://cloud.google.com/logging/docs/structured-loggin
 import logging
 import os
 import re
-import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -25,9 +25,24 @@ MAX_CHARACTERS = 200
 # Characters that break a line, move a terminal's cursor or reverse what is shown.
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
+logger = logging.getLogger(__name__)
 _format = "text"
 _level = logging.INFO
 _project = ""
+
+
+def _write_directly(line: bytes) -> None:
+    with suppress(OSError):  # nobody reads it
+        os.write(2, line)
+
+
+_output: Callable[[bytes], None] = _write_directly
+
+
+def set_output(output: Callable[[bytes], None]) -> None:
+    """Give each line to output(line) from now on, instead of writing it to stderr."""
+    global _output
+    _output = output
 
 
 def configure(log_format: str, log_level: str, project: str) -> None:
@@ -37,7 +52,7 @@ def configure(log_format: str, log_level: str, project: str) -> None:
     """
     global _format, _level, _project
     _format, _level, _project = log_format, logging.getLevelNamesMapping()[log_level.upper()], project
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler()
     handler.setFormatter(_Formatter())
     logging.root.handlers = [handler]
     logging.root.setLevel(max(_level, logging.INFO))  # the libraries' debug lines are not this server's
@@ -53,6 +68,14 @@ class Logger(gunicorn.glogging.Logger):  # type: ignore[misc]  # gunicorn has no
         self.error_log.setLevel(max(self.error_log.level, logging.INFO))  # its debug lines have parts of requests
         self.error_log.handlers = []
         self.error_log.propagate = True
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            _output(f"{self.format(record)}\n".encode("utf-8", "replace"))
+        except Exception:
+            self.handleError(record)
 
 
 class _Formatter(logging.Formatter):
@@ -77,8 +100,7 @@ def write(severity: str, message: str, fields: dict[str, Any], at: float | None 
     """Write a line as one piece, without the cost of logging's records."""
     if logging.getLevelNamesMapping()[severity] < _level:
         return
-    with suppress(OSError):  # nobody reads it
-        os.write(2, line(severity, message, fields, time.time() if at is None else at).encode("utf-8", "replace"))
+    _output(line(severity, message, fields, time.time() if at is None else at).encode("utf-8", "replace"))
 
 
 def log_request(context: RequestContext) -> None:

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 logger = logging.getLogger(__name__)
 _served: tuple[str, ...] = ()
+_enabled = True
 _registry = CollectorRegistry()
 requests = Counter(
     "embedding_requests", "Requests that were answered.", ["method", "route", "status"], registry=_registry
@@ -109,12 +110,40 @@ def declare(routes: Iterable[tuple[str, str]], version: str, model_folder: Model
 
 
 def start_worker(capacity: int, max_queue: int) -> None:
-    """Make the files of a new worker."""
-    with _locked(fcntl.LOCK_EX) if FOLDER in os.environ else nullcontext():
-        workers.set(1)
-        slots.set(capacity)
-        queue_limit.set(max_queue)
-        build_info.labels(*_served).set(1)
+    """Make the files of a new worker. Without room for them it has no metrics of its own, and serves."""
+    global _enabled
+    if folder := os.environ.get(FOLDER):
+        try:
+            with _locked(fcntl.LOCK_EX):
+                _reserve(Path(folder))
+        except OSError as error:
+            logger.error("This worker has no metrics: %s has no room for them (%s).", folder, error.strerror)
+            _enabled = False
+            return
+    workers.set(1)
+    slots.set(capacity)
+    queue_limit.set(max_queue)
+    build_info.labels(*_served).set(1)
+
+
+def _reserve(folder: Path) -> None:
+    """Give this process's files their bytes now, as many as the parent's have: a write without room would kill it."""
+    for model in folder.glob(f"*_{os.getppid()}.db"):
+        own = model.with_name(model.name.replace(f"_{os.getppid()}.", f"_{os.getpid()}."))
+        try:
+            with own.open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, model.stat().st_size + NEW_KEYS_BYTES)
+        except OSError:
+            for path in folder.glob(f"*_{os.getpid()}.db"):
+                path.unlink()
+            raise
+
+
+def set_load(waiting: int, served: int) -> None:
+    """Set the gauges of this worker: requests that wait, and all that are being served."""
+    if _enabled:
+        queue.set(waiting)
+        in_flight.set(served)
 
 
 @cache
@@ -125,6 +154,8 @@ def _series(metric: Any, *labels: str) -> Any:
 
 def observe(context: RequestContext) -> None:
     """Count one answered request."""
+    if not _enabled:
+        return
     method = context.method if context.method in METHODS else OTHER
     _series(requests, method, context.route, str(context.status)).inc()
     if context.error in REJECTIONS:

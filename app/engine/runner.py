@@ -1,4 +1,4 @@
-"""Runner: computes token rows, several at once. Plain threads here; the server has its own (app/server/scheduler.py)."""
+"""Runner: computes token rows, several at once. Plain threads here; the server's is in app/server/scheduler.py."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +35,9 @@ class Runner(Protocol):
     def check_deadline(self, texts: int) -> None:
         """Raise DeadlineExceeded if the request's time is up; texts: how many it has."""
 
+    def texts_in_time(self, tokens: int) -> int | None:
+        """Return how many texts of so many tokens fit into one request; None if that is not known."""
+
 
 class Threads:
     """Runner on plain threads, without deadlines: for the build, tests and tools."""
@@ -60,3 +63,6 @@ class Threads:
 
     def check_deadline(self, texts: int) -> None:
         pass
+
+    def texts_in_time(self, tokens: int) -> int | None:
+        return None

@@ -1,9 +1,9 @@
 """Tokenizer: text -> token ids, exactly those of the model's own tokenizer.
 
-It is the `tokenizers` library's, but for one thing: a Unigram vocabulary of 250,000 tokens takes the library 0.7 to 1.0 s
-and 285 MB to load, most of it for its trie. The build therefore writes the trie as a table that is mapped from the disk
-in a millisecond (build/pieces.py). The library still turns a text into characters (normalization, added tokens, words);
-which tokens these become is searched in unigram.py, as the library searches it.
+It is the `tokenizers` library's, but for one thing: a Unigram vocabulary of 250,000 tokens takes the library 0.7 to
+1.0 s and 285 MB to load, most of it for its trie. The build therefore writes the trie as a table that is mapped from
+the disk in a millisecond (build/pieces.py). The library still turns a text into characters (normalization, added
+tokens, words); which tokens these become is searched in unigram.py, as the library searches it.
 """
 
 import os

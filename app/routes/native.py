@@ -18,7 +18,7 @@ blueprint = Blueprint("native", __name__)
 
 
 def error_fields(request: RequestContext, status: int, message: str) -> dict[str, Any]:
-    """Add text-embeddings-inference's fields where a request may be its dialect: POST /embed, until the body is read."""
+    """Add TEI's fields where a request may be its dialect: POST /embed, until its body is read."""
     return tei.error_fields(request, status, message) if request.method == "POST" else {}
 
 

@@ -1,0 +1,106 @@
+"""Access log: counts and logs answered requests, many at once, off the hot path."""
+
+import os
+import time
+from _queue import SimpleQueue  # the native one: gevent's would block the hub
+from collections import deque
+from contextlib import suppress
+
+import gevent
+
+from app import logs, metrics
+from app.context import RequestContext
+from app.errors import QueueFull
+from app.http_errors import status_and_code
+from app.server.threads import start_native_thread
+
+# Interval between rounds of counting and logging, seconds.
+ROUND_SECONDS = 0.1
+# Lines for rejected requests in a second; more are counted in one line, which costs less CPU than the rejections.
+MAX_REJECTION_LINES = 100
+# Lines that wait for a slow reader, bytes; then the newest are dropped and counted.
+MAX_WAITING_BYTES = 4 * 1024 * 1024
+# Time that the last lines have to be read when the process ends, seconds.
+LAST_SECONDS = 0.5
+REJECTED, _ = status_and_code(QueueFull(0))
+
+
+class AccessLog:
+    """Collects answered requests and handles those of a tenth of a second together."""
+
+    def __init__(self) -> None:
+        self._answered: deque[RequestContext] = deque()
+        self._second = self._rejected = 0
+
+    def add(self, context: RequestContext) -> None:
+        """Take a request that was answered."""
+        self._answered.append(context)
+
+    def run(self) -> None:
+        """Count and log again and again, in a greenlet."""
+        while True:
+            gevent.sleep(ROUND_SECONDS)
+            self.count()
+
+    def count(self) -> None:
+        """Count and log what was answered so far."""
+        while self._answered:
+            context = self._answered.popleft()
+            try:
+                metrics.observe(context)
+                self._log(context)
+            except Exception:  # whatever it is, the server goes on
+                logs.logger.exception("a response was not counted or logged")
+        if self._second != int(time.time()):
+            self._log_rejected()
+
+    def _log(self, context: RequestContext) -> None:
+        second = int(context.ended)
+        if second != self._second:
+            self._log_rejected()
+            self._second = second
+        if context.status == REJECTED:
+            self._rejected += 1
+            if self._rejected > MAX_REJECTION_LINES:
+                return
+        logs.log_request(context)
+
+    def _log_rejected(self) -> None:
+        """Log one summary line for rejections over the per-second limit."""
+        more = self._rejected - MAX_REJECTION_LINES
+        self._rejected = 0
+        if more > 0:
+            logs.write("WARNING", f"{more} more requests were refused within a second (429)", {"refused": more})
+
+
+class LineWriter:
+    """Writes lines to stderr in a native thread: a reader that is slow, or gone, holds up nobody."""
+
+    def __init__(self) -> None:
+        self._lines: SimpleQueue[bytes | None] = SimpleQueue()
+        self._added_bytes = self._written_bytes = self._dropped = 0  # each is changed by one thread only
+        start_native_thread(self._run, ())
+
+    def write(self, line: bytes) -> None:
+        """Add a line, or drop it where too much waits already."""
+        waiting_bytes = self._added_bytes - self._written_bytes
+        if waiting_bytes > MAX_WAITING_BYTES:
+            self._dropped += 1
+            return
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            logs.write("WARNING", f"{dropped} log lines were dropped: nobody read them in time", {"dropped": dropped})
+        self._added_bytes += len(line)
+        self._lines.put(line)
+
+    def close(self) -> None:
+        """Wait until everything is written, for LAST_SECONDS at most."""
+        until = time.monotonic() + LAST_SECONDS
+        while self._written_bytes < self._added_bytes and time.monotonic() < until:
+            gevent.sleep(0.01)
+
+    def _run(self) -> None:
+        while line := self._lines.get():
+            with suppress(OSError):  # nobody reads it any more
+                os.write(2, line)
+            self._written_bytes += len(line)

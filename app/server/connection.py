@@ -1,0 +1,219 @@
+"""Connection: a client's socket with limits of time and bytes, as Gunicorn's parser and response use it."""
+
+import socket
+import time
+from contextlib import suppress
+from enum import Enum
+from typing import Any
+
+import gevent
+from gunicorn.http.errors import LimitRequestHeaders
+
+from app.errors import QueueFull
+from app.settings import RECEIVE_SECONDS
+
+# Longest head of a request, bytes: Gunicorn looks through all of it at each packet.
+MAX_HEAD_BYTES = 64 * 1024
+# Packets of one request from which on their number is limited: bytes one by one would cost more than what they say.
+FREE_PACKETS = 50
+PACKET_SECONDS = 0.005
+# Slowest reader of a response, bytes per second; each response has RECEIVE_SECONDS besides.
+MIN_BYTES_PER_SECOND = 50_000
+
+
+class State(Enum):
+    """What a connection does. Where there are too many, those of the first states are closed first."""
+
+    NEW = 1  # has never sent a byte
+    IDLE = 2  # waits for its next request
+    HEAD = 3  # sends the head of a request
+    BODY = 4  # sends a body
+    SERVED = 5  # is computed for, or answered
+
+
+class TooManyBytes(QueueFull):
+    """The bodies of requests that are not answered yet take too much memory."""
+
+    def __init__(self, limit: int) -> None:
+        Exception.__init__(
+            self, f"The requests that wait already have over {limit} bytes in their bodies. Try again later."
+        )
+        self.param = None
+
+
+class Connections(dict[State, dict["Connection", None]]):
+    """All connections of a worker by state, the longest in it first. received_bytes: of all unanswered requests."""
+
+    def __init__(self, max_received_bytes: int) -> None:
+        super().__init__((state, {}) for state in State)
+        self.received_bytes = 0
+        self.max_received_bytes = max_received_bytes
+
+    @property
+    def count(self) -> int:
+        """All connections."""
+        return sum(map(len, self.values()))
+
+    @property
+    def served(self) -> int:
+        """Connections with a request that is being received, computed or answered."""
+        return len(self[State.BODY]) + len(self[State.SERVED])
+
+    def close_one(self) -> None:
+        """Close the connection that is missed the least; none that is served."""
+        for state in (State.NEW, State.IDLE, State.HEAD, State.BODY):
+            if self[state]:
+                next(iter(self[state])).end()
+                return
+
+    def close_idle(self) -> None:
+        """Close those that have sent nothing of a request."""
+        for connection in [*self[State.NEW], *self[State.IDLE]]:
+            connection.end()
+
+    def end_receiving(self) -> None:
+        """Let the heads and bodies that are being received end here."""
+        for connection in [*self[State.HEAD], *self[State.BODY]]:
+            connection.end_receiving()
+
+
+class Connection:
+    """One client's socket.
+
+    arrived: when the first byte of the current request came, in seconds of time.monotonic().
+    has_ended: whether the client, or its time, ended in the middle of a request.
+    """
+
+    def __init__(self, client: Any, connections: Connections, idle_seconds: float) -> None:
+        self.arrived = 0.0
+        self.has_ended = False
+        self._socket = client
+        self._connections = connections
+        self._idle_seconds = idle_seconds
+        self._state = State.NEW
+        connections[State.NEW][self] = None
+        self._until = self._send_until = 0.0  # when the time of this state, and of a response, is up
+        self._received = self._packets = self._body_bytes = self._sent = 0
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    def _enter(self, state: State) -> None:
+        self._connections[self._state].pop(self, None)
+        self._connections[state][self] = None
+        self._state = state
+
+    def await_request(self, is_begun: bool) -> None:
+        """Receive a head next. is_begun: whether some of it was received with the request before."""
+        if is_begun or self._state is not State.NEW:
+            self._enter(State.HEAD if is_begun else State.IDLE)
+        self._forget_received()
+        self.arrived = time.monotonic()
+        self._until = self.arrived + (RECEIVE_SECONDS if is_begun else self._idle_seconds)
+
+    def await_body(self, until: float) -> None:
+        """Receive a body, if there is one, and then serve; until: in seconds of time.monotonic()."""
+        self._enter(State.SERVED)
+        self._until = until
+        self._sent = 0
+
+    def recv(self, size: int) -> bytes:
+        """Receive bytes of a request; none when the client has ended, or the time for them has.
+
+        Raises:
+            TimeoutError: nothing more of a request came in time.
+            LimitRequestHeaders, TooManyBytes: too much came.
+        """
+        is_head = self._state in (State.NEW, State.IDLE, State.HEAD)
+        if not is_head:
+            self._enter(State.BODY)
+        self._packets += 1
+        if self._packets > FREE_PACKETS and self._received < self._packets * 1000:
+            gevent.sleep(PACKET_SECONDS)
+        seconds = self._until - time.monotonic()
+        data = self._recv(size, seconds if is_head else min(seconds, RECEIVE_SECONDS))
+        self._received += len(data)
+        if is_head:
+            if self._state is not State.HEAD and data:
+                self._enter(State.HEAD)
+                self.arrived = time.monotonic()
+                self._until = self.arrived + RECEIVE_SECONDS
+            if self._received > MAX_HEAD_BYTES:
+                raise LimitRequestHeaders("max head bytes")
+            return data
+        self._enter(State.SERVED)
+        self._body_bytes += len(data)
+        self._connections.received_bytes += len(data)
+        if self._connections.received_bytes > self._connections.max_received_bytes:
+            raise TooManyBytes(self._connections.max_received_bytes)
+        return data
+
+    def _recv(self, size: int, seconds: float) -> bytes:
+        self._socket.settimeout(max(0.001, seconds))
+        try:
+            data: bytes = self._socket.recv(size)
+            self.has_ended = not data
+            return data
+        except TimeoutError:
+            self.has_ended = True
+            # Silence between requests ends a connection; a body ends where the request's time does.
+            if self._state in (State.NEW, State.IDLE) or self._state is State.BODY and time.monotonic() >= self._until:
+                return b""
+            raise
+
+    def sendall(self, data: bytes) -> None:
+        """Send a part of a response.
+
+        Raises:
+            TimeoutError: the client reads less than MIN_BYTES_PER_SECOND.
+        """
+        now = time.monotonic()
+        if not self._sent:
+            self._send_until = now + RECEIVE_SECONDS
+        self._sent += len(data)
+        self._socket.settimeout(max(0.001, self._send_until + self._sent / MIN_BYTES_PER_SECOND - now))
+        self._socket.sendall(data)
+
+    send = sendall
+
+    def is_gone(self) -> bool:
+        """Return whether the client has disconnected. A half-close counts as one."""
+        self._socket.settimeout(0)
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def end_receiving(self) -> None:
+        """Let the body that is being received end here."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
+    def end(self) -> None:
+        """Let whoever waits for this client wait no longer; its greenlet closes the socket."""
+        self._enter(State.SERVED)
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self, linger_seconds: float) -> None:
+        """Close in a way that the client gets the whole answer.
+
+        What it still sends is read for a while: unread bytes would make the kernel reset the connection.
+        """
+        self._forget_received()
+        until = time.monotonic() + linger_seconds
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            while (seconds := until - time.monotonic()) > 0:
+                self._socket.settimeout(seconds)
+                if not self._socket.recv(64 * 1024):
+                    break
+        self._connections[self._state].pop(self, None)
+        self._socket.close()
+
+    def _forget_received(self) -> None:
+        self._connections.received_bytes -= self._body_bytes
+        self._received = self._packets = self._body_bytes = 0
