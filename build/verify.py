@@ -25,18 +25,8 @@ from numpy.typing import NDArray
 
 from app.engine import BootError, cpu
 from app.engine.encoder import MAX_LENGTH, Encoder
-from app.engine.model_folder import (
-    CHARACTERS,
-    MANIFEST,
-    PIECES,
-    REPORT,
-    SPEED,
-    TOKENIZER,
-    Golden,
-    Manifest,
-    ModelFolder,
-    sha256,
-)
+from app.engine.manifest import CHARACTERS, MANIFEST, PIECES, TOKENIZER, Golden, Manifest
+from app.engine.model_folder import REPORT, SPEED, ModelFolder, sha256
 from app.engine.tokenizer import Tokenizer
 from build import BuildError, files, plots
 from build.export_onnx import FP32, Facts

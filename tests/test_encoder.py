@@ -86,19 +86,25 @@ def test_truncate_false_names_the_text_and_its_length(fp32: Encoder) -> None:
 
 
 def test_long_texts_are_counted_whole(fp32: Encoder, reference: Any) -> None:
-    """A text over CHUNK_CHARACTERS has the same tokens and vector as in one piece."""
-    words = [*tiny.WORDS, " ", "\n", "\u3000", "xyz", "é́", "##a", "[MASK]", "[MASK] ", " [SEP]"]
-    text = " ".join(random.Random(1).choices(words, k=4 * CHUNK_CHARACTERS))
+    """A text over CHUNK_CHARACTERS has the same tokens and vector as in one piece, with spaces or without."""
+    words = [*tiny.WORDS, " ", "\n", "\u3000", "xyz", "é́", "##a", "[MASK]", "[MASK] ", " [SEP]", "▁the", "\x00"]
+    for space in (" ", "\r\n", "\u3000"):
+        text = space.join(random.Random(1).choices(words, k=4 * CHUNK_CHARACTERS)).replace(" ", space)
+        check_long_text(fp32, reference, text)
+
+
+def check_long_text(fp32: Encoder, reference: Any, text: str) -> None:
     assert len(text) > 10 * CHUNK_CHARACTERS
     result = fp32.encode([text])
     assert result.tokens == [len(reference.tokenizer(text, verbose=False)["input_ids"])]
     np.testing.assert_allclose(result.vectors, reference.encode([text]), atol=2e-6)
 
 
-def test_a_book_without_a_space_is_refused(fp32: Encoder) -> None:
-    """Its memory would be unbounded; 100,000 characters without a space, and any number with spaces, are fine."""
-    assert fp32.encode(["a" * 100_000, "a" * 90_000 + " " + "a" * 90_000]).tokens == [3, 4]
-    with pytest.raises(TextTooLong, match="Text 0 has 100001 characters without a space, over the limit of 100000"):
+@pytest.mark.parametrize("space", [" ", "\n", "\u3000", "\r\n"], ids=ascii)
+def test_a_book_without_white_space_is_refused(fp32: Encoder, space: str) -> None:
+    """Its memory would be unbounded; 100,000 characters without white space, and any number with some, are fine."""
+    assert fp32.encode(["a" * 100_000, "a" * 90_000 + space + "a" * 90_000]).tokens == [3, 4]
+    with pytest.raises(TextTooLong, match="Text 0 has 100001 characters without white space, over the limit of 100000"):
         fp32.encode(["a" * 100_001])
 
 

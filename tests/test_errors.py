@@ -132,7 +132,9 @@ def check(answer: Answer, row: Row, *, is_parsed: bool = True) -> None:
     assert error["type"] == TYPES.get(row.status, "invalid_request_error")
     extra: dict[str, str] = {}
     # POST /embed is TEI's, too: until its body is read, and if it has inputs.
-    is_embed = row.route == ("POST", "/embed") and (b'{"inputs"' in row.sent or row.status in UNREAD or " body " in message)
+    is_embed = row.route == ("POST", "/embed") and (
+        b'{"inputs"' in row.sent or row.status in UNREAD or " body " in message
+    )
     if is_parsed and (row.route[1] in TEI_ROUTES or is_embed):
         extra["error_type"] = TEI_TYPES.get(row.status, "Validation")
     elif is_parsed and row.route[1] == "/bigquery":
@@ -395,7 +397,7 @@ def queries() -> Iterator[Row]:
         yield Row(("GET", "/embed"), message, param, path=f"/embed?{query}")
     path = f"/embed?truncate=0&q={LONG.replace(' ', '+')}"
     yield Row(("GET", "/embed"), f"q {TOO_LONG}", "truncate", path=path, code="text_too_long")
-    message = "q has 100001 characters without a space, over the limit of 100000: split it into several."
+    message = "q has 100001 characters without white space, over the limit of 100000: split it into several."
     yield Row(("GET", "/embed"), message, path=f"/embed?q={'a' * 100_001}", code="text_too_long")
 
 

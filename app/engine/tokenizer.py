@@ -21,7 +21,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from app.engine.chunks import CHUNK_CHARACTERS, MAX_CHUNK_CHARACTERS, chunks
+from app.engine.chunks import CHUNK_CHARACTERS, MAX_CHUNK_CHARACTERS, chunks, cut_pattern
 from app.engine.embeddings import Ids
 from app.engine.runner import Runner
 from app.engine.unigram import WORD_START, Unigram
@@ -52,6 +52,7 @@ class Tokenizer:
     def __init__(self, library: tokenizers.Tokenizer, unigram: Unigram | None = None) -> None:
         self._library = library
         self._unigram = unigram
+        self._cuts = cut_pattern(library)
         encoding = library.encode("a")
         mask = encoding.special_tokens_mask
         first = mask.index(0) if 0 in mask else len(mask)
@@ -90,7 +91,7 @@ class Tokenizer:
         content: list[int] = []
         count = 0
         is_long = len(text) > CHUNK_CHARACTERS
-        for chunk in _checked_chunks(text, index):
+        for chunk in self._chunks(text, index):
             runner.check_deadline(texts)
             ids = runner.offload(partial(self, chunk)) if is_long else self(chunk)
             content += ids[: room - len(content)]
@@ -108,7 +109,7 @@ class Tokenizer:
         """
         content: list[tuple[int, int, int]] = []
         offset = 0
-        for chunk in _checked_chunks(text, 0):
+        for chunk in self._chunks(text, 0):
             content += [(token, offset + start, offset + stop) for token, start, stop in self._spans(chunk)]
             offset += len(chunk)
         if add_special_tokens:
@@ -170,13 +171,12 @@ class Tokenizer:
     def _ids(self, ids: list[int]) -> list[int]:
         return self._unigram.viterbi(ids) if self._unigram is not None else ids
 
-
-def _checked_chunks(text: str, index: int) -> Iterator[str]:
-    for chunk in chunks(text):
-        if len(chunk) > MAX_CHUNK_CHARACTERS:
-            raise TextTooLong(
-                index,
-                f"has {len(chunk)} characters without a space, over the limit of {MAX_CHUNK_CHARACTERS}: "
-                "split it into several.",
-            )
-        yield chunk
+    def _chunks(self, text: str, index: int) -> Iterator[str]:
+        for chunk in chunks(text, self._cuts):
+            if len(chunk) > MAX_CHUNK_CHARACTERS:
+                raise TextTooLong(
+                    index,
+                    f"has {len(chunk)} characters without white space, over the limit of {MAX_CHUNK_CHARACTERS}: "
+                    "split it into several.",
+                )
+            yield chunk

@@ -6,7 +6,7 @@ from flask import current_app, request
 
 from app.context import CONTEXT, RequestContext
 from app.engine.encoder import Encoder
-from app.engine.model_folder import Manifest
+from app.engine.manifest import Manifest
 from app.settings import Settings
 
 NAME = "embedding-api"

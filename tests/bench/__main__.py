@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.engine import cpu
-from app.engine.model_folder import Manifest
+from app.engine.manifest import Manifest
 from app.settings import Settings
 from build.source import fetch
 from tests.bench import engine, load, one_cpu, peers, report, serving

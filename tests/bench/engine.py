@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from app.engine import cpu
 from app.engine.encoder import Encoder
-from app.engine.model_folder import Manifest, ModelFolder
+from app.engine.manifest import Manifest
+from app.engine.model_folder import ModelFolder
 from app.engine.tokenizer import Tokenizer
 from app.settings import Settings
 from build.similarity import cosines

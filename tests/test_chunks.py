@@ -1,0 +1,188 @@
+"""Chunks of a long text have, one after the other, the tokens that the library gives the whole text."""
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
+
+from app.engine import chunks
+from app.engine import tokenizer as tokenizer_module
+from app.engine.runner import Threads
+from app.engine.tokenizer import Tokenizer
+from build import pieces
+
+RUNNER = Threads(lambda rows: [], 1)
+SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "[MASK]", "[SEP]", "[UNK]"]
+WORDS = "a b the cat next 東京 日本語 カタカナ ｶﾞ 한국어 привет नमस्ते कि สวัสดี ครับ שלום é e\u0301 ΑΣ İ ##a 1 ½ ㌔ ﷺ ﬁ 😀 🏽".split()
+MARKS = "。 、 「 」 … . ! ( ) < [ ＜ｓ＞ ¨ ´ ▁ ▁▁ ▁next next▁ a▁b".split()
+# Combining and joining characters, those that some normalizer deletes, and white space that is none to another.
+ODD = [*"\u0301\u3099ﾞᅡᆨ\ufe0f\u200b\u200c\u200d\u2060\ufeff\xad\u0600\u0d4e\u180e\ue000\uffff\0\x01\x1c\x7f\x85\v\f"]
+SPACES = [*chunks.WHITE_SPACE, "\r\n", "  ", "\n\u3000", "\u3000\u3000", "\t\t", " \n "]
+ANY_CHARACTER = [chr(code) for code in (*range(0xD800), *range(0xE000, 0x20000))]
+PARTS = [*WORDS, *MARKS, *ODD, *SPECIALS]
+# Sentences of a Japanese book: no white space inside.
+SENTENCES = """吾輩は猫である。 名前はまだ無い。 どこで生れたかとんと見当がつかぬ。 「しかもあとで聞くと」 （この書生）
+何でも薄暗いじめじめした所でニャーニャー泣いていた事だけは記憶している。 吾輩はここで始めて人間というものを見た。""".split()
+Pair = tuple[Tokenizer, tokenizers.Tokenizer]
+
+
+def xlm_roberta(*, normalizer: Any = None, lstrip: bool = False, rstrip: bool = False) -> tokenizers.Tokenizer:
+    """A small Unigram tokenizer; the options vary one thing each."""
+    names = ["▁", *"abcdefghijklmnopqrstuvwxyz", "▁a", "▁next", "next", "東", "京", "。", "\n"]
+    vocabulary = [(name, 0.0) for name in SPECIALS[:5]] + [(name, -2.0 - len(name)) for name in names]
+    tokenizer = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=False))
+    one_space = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+    tokenizer.normalizer = normalizer or normalizers.Sequence(
+        [normalizers.NFKC(), one_space, normalizers.Strip(left=True, right=True)]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=False)
+    tokenizer.add_special_tokens([*SPECIALS[:4], AddedToken("<mask>", lstrip=lstrip, rstrip=rstrip)])
+    return tokenizer
+
+
+def collapsed_into_a_mark() -> Any:
+    """The normalizer that transformers makes of some SentencePiece models."""
+    collapse = normalizers.Replace(tokenizers.Regex(" {2,}"), "▁")
+    return normalizers.Sequence([normalizers.NFKC(), normalizers.Strip(left=False, right=True), collapse])
+
+
+def small_pairs() -> dict[str, Pair]:
+    """The app's tokenizer and the library's, by name."""
+    made = {
+        "as the stand-in": xlm_roberta(),
+        "<mask> takes the white space before it": xlm_roberta(lstrip=True),
+        "<mask> takes the white space after it": xlm_roberta(rstrip=True),
+        "only NFKC": xlm_roberta(normalizer=normalizers.NFKC()),
+        "collapsed into a mark": xlm_roberta(normalizer=collapsed_into_a_mark()),
+    }
+    return {name: (Tokenizer(library), library) for name, library in made.items()}
+
+
+SMALL = small_pairs()
+
+
+@pytest.fixture
+def cut_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make chunks as short as they can be."""
+    for module in (chunks, tokenizer_module):
+        monkeypatch.setattr(module, "CHUNK_CHARACTERS", 1)
+
+
+@pytest.fixture(scope="module")
+def word_piece(tiny_model: Path) -> Pair:
+    file = tiny_model / pieces.TOKENIZER
+    return Tokenizer.load(file), tokenizers.Tokenizer.from_file(str(file))
+
+
+@pytest.fixture(scope="module")
+def full_size(full_size_model: Path) -> Pair:
+    """The mapped tokenizer, and the library's own."""
+    whole = tokenizers.Tokenizer.from_file(str(full_size_model / pieces.TOKENIZER))
+    return Tokenizer.load(full_size_model / pieces.CHARACTERS), whole
+
+
+def is_equal(pair: Pair, text: str, max_length: int = sys.maxsize) -> bool:
+    """Return whether ids and count are the library's of the whole text."""
+    tokenizer, library = pair
+    library.no_truncation()
+    ids = library.encode(text).ids
+    tokenized = tokenizer.encode(text, max_length, RUNNER)
+    return tokenized.ids.tolist() == tokenizer.truncate(ids, max_length) and tokenized.tokens == len(ids)
+
+
+def is_cut(pair: Pair, text: str) -> bool:
+    return len(list(pair[0]._chunks(text, 0))) > 1
+
+
+def random_text(choice: random.Random) -> str:
+    """Return up to 60 parts; a fifth of them are any characters."""
+    kinds = [PARTS, PARTS, SPACES, SPACES, ANY_CHARACTER]
+    return "".join(choice.choice(choice.choice(kinds)) for _ in range(choice.randrange(2, 60)))
+
+
+def book(white: str, characters: int) -> str:
+    """A text of sentences with this white space between paragraphs, and no other."""
+    choice = random.Random(white)
+    text = ""
+    while len(text) < characters:
+        text += "".join(choice.choices(SENTENCES, k=choice.randrange(1, 12))) + white
+    return text
+
+
+@pytest.mark.usefixtures("cut_everywhere")
+@pytest.mark.parametrize("name", SMALL)
+@settings(max_examples=300, deadline=None)
+@given(parts=st.lists(st.one_of(st.sampled_from(PARTS), st.sampled_from(SPACES), st.text(max_size=2)), max_size=30))
+def test_any_text_of_unigram(name: str, parts: list[str]) -> None:
+    """Words, marks, special tokens and odd characters, with any white space between some of them."""
+    assert is_equal(SMALL[name], "".join(parts).encode("utf-8", "ignore").decode())
+
+
+@pytest.mark.usefixtures("cut_everywhere")
+def test_any_text_of_word_piece(word_piece: Pair) -> None:
+    """BERT's tokenizer deletes controls and marks, and puts spaces around Chinese characters."""
+    choice = random.Random(0)
+    assert [text for text in (random_text(choice) for _ in range(3_000)) if not is_equal(word_piece, text)] == []
+
+
+@pytest.mark.usefixtures("cut_everywhere")
+@pytest.mark.parametrize("white", [*chunks.WHITE_SPACE, "\r\n"], ids=ascii)
+def test_every_kind_of_white_space_is_a_place_to_cut(word_piece: Pair, white: str) -> None:
+    """Between two letters."""
+    for pair in (word_piece, SMALL["as the stand-in"]):
+        assert is_cut(pair, f"aa{white}bb{white * 3}aa。{white}「bb")
+
+
+@pytest.mark.usefixtures("cut_everywhere")
+def test_no_cut_where_white_space_separates_no_words() -> None:
+    """With NFKC alone a line break is a character like others; so is any white space where an added token has some."""
+    assert is_cut(SMALL["only NFKC"], "aa bb") and not is_cut(SMALL["only NFKC"], "aa\nbb")
+    library = xlm_roberta()
+    library.add_tokens(["aa bb"])
+    assert not is_cut((Tokenizer(library), library), "xx aa bb xx")
+    library = xlm_roberta()
+    library.pre_tokenizer = None
+    assert not is_cut((Tokenizer(library), library), "aa bb")
+
+
+@pytest.mark.parametrize("white", ["\n", "\t", "\r\n", "\u3000", "\u00a0", "\n\u3000"], ids=ascii)
+def test_a_japanese_book(word_piece: Pair, white: str) -> None:
+    """A book's only white space is between paragraphs; truncated or not, it has the library's tokens."""
+    text = book(white, 15_000)
+    for pair in (word_piece, SMALL["as the stand-in"]):
+        assert is_equal(pair, text) and is_equal(pair, text, 256)
+        assert max(len(chunk) for chunk in pair[0]._chunks(text, 0)) < 2 * chunks.CHUNK_CHARACTERS
+
+
+@pytest.mark.full_size
+@pytest.mark.parametrize("white", ["\n", "\t", "\r\n", "\u3000", "\u00a0", "\n\u3000"], ids=ascii)
+def test_a_japanese_book_at_full_size(full_size: Pair, white: str) -> None:
+    """The same with 250,000 tokens."""
+    text = book(white, 15_000)
+    assert is_equal(full_size, text) and is_equal(full_size, text, 256)
+
+
+@pytest.mark.full_size
+@pytest.mark.usefixtures("cut_everywhere")
+def test_any_text_at_full_size(full_size: Pair) -> None:
+    """5,000 random texts."""
+    choice = random.Random(0)
+    assert [text for text in (random_text(choice) for _ in range(5_000)) if not is_equal(full_size, text)] == []
+
+
+@pytest.mark.full_size
+@pytest.mark.usefixtures("cut_everywhere")
+def test_every_character_before_and_after_a_cut(full_size: Pair, word_piece: Pair) -> None:
+    """All of Unicode, 64 characters in a text, each kind of white space between some of them."""
+    everything = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    rows = [everything[start : start + 64] for start in range(0, len(everything), 64)]
+    texts = [SPACES[number % len(SPACES)].join(row) for number, row in enumerate(rows)]
+    for pair in (full_size, word_piece):
+        assert [text for text in texts if not is_equal(pair, text)] == []
