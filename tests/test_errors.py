@@ -152,7 +152,7 @@ def check(answer: Answer, row: Row, *, is_parsed: bool = True) -> None:
 
 def rows() -> list[Any]:
     """All rows that need no real server, as parameters of a test."""
-    tables = (not_json, texts, options, ids, others, queries, elsewhere, without_a_key, not_ready, faults)
+    tables = (not_json, texts, options, ids, named_twice, others, queries, elsewhere, without_a_key, not_ready, faults)
     return [
         pytest.param(row, id=f"{table.__name__}-{''.join(row.route)}-{number}")
         for table in tables
@@ -163,12 +163,12 @@ def rows() -> list[Any]:
 def not_json() -> Iterator[Row]:
     """Bodies that are no JSON object, by their bytes or by their headers."""
     bodies: list[tuple[bytes, str]] = [
-        (b"", "The body is not JSON: Input is a zero-length, empty document (line 1, column 1)."),
+        (b"", "The body is not JSON: unexpected end of data (line 1, column 1)."),
         (b"{", "The body is not JSON: unexpected end of data (line 1, column 2)."),
         (b'{"a": NaN}', "The body is not JSON: … (line 1, column 7)."),
-        (b'{"a": ["\\ud83d"]}', "The body is not JSON: no low surrogate in string (line 1, column 9)."),
+        (b'{"a": ["\\ud83d"]}', "The body is not JSON: half of a surrogate pair in a string (line 1, column 9)."),
         (b'{"a": ["\\udc00"]}', "The body is not JSON: …surrogate… (line 1, column …)."),
-        (b"[" * 10_000, "The body is not JSON: … (line 1, column …)."),
+        (b"[" * 10_000, "The body is a list; it must be an object."),
         (b"\xef\xbb\xbf{}", "The body is not JSON: … (line 1, column 1)."),
         (b'{"a": ["\xff"]}', "The body is not UTF-8: byte 0xff at 8."),
         ('{"a": ["東京"]}'.encode("shift_jis"), "The body is not UTF-8: byte 0x93 at 8."),
@@ -287,6 +287,9 @@ def options() -> Iterator[Row]:
     yield Row(("POST", "/embed"), message, "inputs", {"texts": ["a"], "inputs": ["a"]})
     message = f'Unknown field "{"x" * 40}…; known are texts, normalize, …'
     yield Row(("POST", "/embed"), message, "x" * 60, {"texts": ["a"], "x" * 5000: 1})
+    message = 'Unknown field "a"; known are texts, normalize, …'
+    yield Row(("POST", "/embed"), message, "a", {"texts": ["a"], "a` - at `$.b": 1})
+    yield Row(("POST", "/embed"), message, "a", {"texts": ["a"], "a - at `$.b": 1})
     message = 'Unknown parameter "q"; known are normalize, …'
     yield Row(("POST", "/embed"), message, "q", path="/embed?q=a")
     message = "dimensions is 4 in the query and 3 in the body: give it once."
@@ -315,11 +318,29 @@ def ids() -> Iterator[Row]:
     for value, kind in ((None, "null"), (5, "a number"), ("a", "a string"), ([], "an empty list"), ({}, "an object")):
         message = f"ids is {kind}; it must be a list of token ids, or a list of such lists."
         yield Row(("POST", "/decode"), message, "ids", {"ids": value})
-    openai = "input has token ids, and they are another tokenizer's than this model's: send strings (LangChain: …)."
+    openai = (
+        "input has token ids, and they are another tokenizer's than this model's: send strings (LangChain: …), or …."
+    )
     for value in ([5], [[5]]):
         yield Row(("POST", "/v1/embeddings"), openai, "input", {"input": value})
+    for value in ([[]], [["a"]], [["a"], [5]]):
+        message = "input[0] is a list; every item must be a string."
+        yield Row(("POST", "/v1/embeddings"), message, "input", {"input": value})
     message = "inputs[0] is a number; every item must be a string."
     yield Row(("POST", "/tokenize"), message, "inputs", {"inputs": [5, 6]})
+
+
+def named_twice() -> Iterator[Row]:
+    """Fields that come twice: the first value is wrong, the last one is another or no value at all."""
+    token = "it must be a token id, a whole number from 0 to 209."
+    yield Row(("POST", "/"), f"inputs[1] is a string; {token}", "inputs", b'{"inputs":[5,"a"],"inputs":[5]}')
+    yield Row(("POST", "/"), f"inputs[1] is null; {token}", "inputs", b'{"inputs":[5,null],"inputs":[5,[6]]}')
+    inputs = b'{"inputs":{"source_sentence":"a","sentences":["b"]},'
+    for last in (b"{}", b"[]", b"5", b'{"normalize":[5]}'):
+        body = inputs + b'"parameters":{"normalize":5},"parameters":' + last + b"}"
+        yield Row(("POST", "/similarity"), "normalize is a number; it must be true or false.", "normalize", body)
+    message = "calls[0] has many arguments; the function takes one argument: FUNCTION(text STRING)."
+    yield Row(("POST", "/bigquery"), message, "calls", b'{"calls":[[]],"calls":5}')
 
 
 def others() -> Iterator[Row]:

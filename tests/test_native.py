@@ -143,7 +143,7 @@ def test_bad_body(client: FlaskClient, body: Any, message: str, param: str | Non
         ('{"texts": ["東京"]}'.encode("shift_jis"), "The body is not UTF-8: byte 0x93 at 12."),
         (b'{"texts": ["\\ud83d"]}', "The body is not JSON: "),
         (b'{"texts": ["a"], "dimensions": NaN}', "The body is not JSON: "),
-        (b"[" * 10_000, "The body is not JSON: "),
+        (b"[" * 10_000, "The body is a list; it must be an object."),
         (b'{"texts": ["a"], "prompt": ' + b"[" * 1000 + b"]" * 1000 + b"}", "prompt is a list; it must be"),
     ],
 )

@@ -178,7 +178,7 @@ class Encoder:
         )
 
     def encode_ids(
-        self, rows: Sequence[Sequence[int]], *, truncate: bool = True, runner: Runner | None = None
+        self, rows: Sequence[list[int]], *, truncate: bool = True, runner: Runner | None = None
     ) -> Embeddings:
         """Compute the vectors of texts that are tokens already, the model's special ones included: those of `tokens`.
 
@@ -197,7 +197,7 @@ class Encoder:
         lengths = [len(ids) for ids in rows]
         truncated = self._truncated(lengths, truncate)
         vectors: dict[int, Vector] = {}
-        cut = [np.array(self.tokenizer.truncate(list(ids), self.max_length), np.int64) for ids in rows]
+        cut = [np.array(self.tokenizer.truncate(ids, self.max_length), np.int64) for ids in rows]
         runner.run_all(cut, vectors.__setitem__)
         in_order = [vectors[index] for index in range(len(rows))]
         inference_seconds = time.monotonic() - began

@@ -1,21 +1,57 @@
 """POST /bigquery: a remote function of BigQuery. https://cloud.google.com/bigquery/docs/remote-functions"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from flask import Blueprint, Response
+from msgspec import Struct
 
 from app.context import RequestContext
-from app.errors import InvalidRequest
-from app.routes.body import check_count, json_body, json_type, quoted
-from app.routes.options import OPTIONS, Options, encode, encode_vectors, options, parse_option
+from app.routes.body import Many, decode, json_data
+from app.routes.misfits import Rule
+from app.routes.options import RULES as OPTION_RULES
+from app.routes.options import Dimensions, Prompt, encode, encode_vectors, from_strings, options
 from app.routes.rendering import list_response
 
 blueprint = Blueprint("bigquery", __name__)
-# Replies are JSON arrays of numbers.
-CONTEXT = tuple(name for name in OPTIONS if name != "encoding_format")
 # Longest errorMessage, bytes: https://cloud.google.com/bigquery/docs/remote-functions#output_format: less than 1 KB
 MAX_ERROR_BYTES = 1000
+
+
+Call = tuple[str | None]
+
+
+class Context(Struct, forbid_unknown_fields=True):
+    """What CREATE FUNCTION has in user_defined_context: the options, as strings; replies are always numbers."""
+
+    normalize: bool | str | None = None
+    dimensions: Dimensions | str | None = None
+    prompt_name: Prompt | None = None
+    prompt: Prompt | None = None
+    truncate: bool | str | None = None
+
+
+class Calls(Struct):
+    """A request; the other fields that BigQuery sends are not needed."""
+
+    calls: list[Call]
+    userDefinedContext: Context | None = None
+
+
+CALLS = Many("calls", Call)
+NOT_ONE = "; the function takes one argument: FUNCTION(text STRING)."
+RULES = {
+    "calls": Rule("calls is {kind}; it must be a list of the arguments of each call."),
+    "calls[]": Rule("{place} has {kind}" + NOT_ONE),
+    "calls[] length": Rule("{place} has {count} arguments" + NOT_ONE),
+    "calls[][]": Rule("{parent} has {kind}; the argument must be a STRING or NULL."),
+    "userDefinedContext": Rule("{place} is {kind}; it must be an object."),
+    "unknown": Rule(
+        f"user_defined_context has {{field}}; known are {', '.join(Context.__struct_fields__)}.", "userDefinedContext"
+    ),
+    **{f"userDefinedContext.{name}": rule for name, rule in OPTION_RULES.items()},
+}
 
 
 def error_fields(request: RequestContext, status: int, message: str) -> dict[str, Any]:
@@ -25,9 +61,10 @@ def error_fields(request: RequestContext, status: int, message: str) -> dict[str
 
 @blueprint.post("/bigquery")
 def bigquery() -> Response:
-    """{"calls": [[text or null], …]} -> {"replies": [vector or null, …]}; what else BigQuery sends is not needed."""
-    body = json_body()
-    calls, given = _calls(body), _options(body)
+    """{"calls": [[text or null], …]} -> {"replies": [vector or null, …]}"""
+    body = decode(json_data(), Calls, RULES, CALLS)
+    given = options(from_strings(msgspec.structs.asdict(body.userDefinedContext or Context())))
+    calls = [text for text, in body.calls]
     places = [index for index, text in enumerate(calls) if text is not None]
     texts = [text for text in calls if text is not None]
     name: Callable[[int], str] = lambda index: f"calls[{places[index]}]"
@@ -40,38 +77,3 @@ def bigquery() -> Response:
         return [next(vectors) if index in row_of else None for index in range(start, stop)]
 
     return list_response(replies, len(calls), name="replies")
-
-
-def _calls(body: dict[str, Any]) -> Sequence[str | None]:
-    if "calls" not in body:
-        raise InvalidRequest("The field calls is missing.", "calls")
-    calls = body["calls"]
-    if not isinstance(calls, list):
-        raise InvalidRequest(f"calls is {json_type(calls)}; it must be a list of the arguments of each call.", "calls")
-    check_count(calls, "calls")
-    for index, arguments in enumerate(calls):
-        if not isinstance(arguments, list) or len(arguments) != 1:
-            found = f"{len(arguments)} arguments" if isinstance(arguments, list) else json_type(arguments)
-            raise InvalidRequest(
-                f"calls[{index}] has {found}; the function takes one argument: FUNCTION(text STRING).", "calls"
-            )
-        if not isinstance(arguments[0], (str, type(None))):
-            raise InvalidRequest(
-                f"calls[{index}] has {json_type(arguments[0])}; the argument must be a STRING or NULL.", "calls"
-            )
-    return [arguments[0] for arguments in calls]
-
-
-def _options(body: dict[str, Any]) -> Options:
-    """What CREATE FUNCTION has in user_defined_context; all values are strings there."""
-    context = body.get("userDefinedContext")
-    if context is None:
-        return Options()
-    if not isinstance(context, dict):
-        raise InvalidRequest(f"userDefinedContext is {json_type(context)}; it must be an object.", "userDefinedContext")
-    for name in context:
-        if name not in CONTEXT:
-            raise InvalidRequest(
-                f"user_defined_context has {quoted(name)}; known are {', '.join(CONTEXT)}.", "userDefinedContext"
-            )
-    return options({name: parse_option(name, v) if isinstance(v, str) else v for name, v in context.items()})

@@ -1,7 +1,6 @@
 """GET /embed and POST /embed: this service's own dialect."""
 
 import string
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
@@ -10,11 +9,29 @@ from flask import Blueprint, Response, request
 from app.context import RequestContext
 from app.errors import InvalidRequest
 from app.routes import context, tei
-from app.routes.body import json_body, quoted, strings
-from app.routes.options import OPTIONS, Options, encode, encode_vectors, options, parse_option
+from app.routes.body import Many, TextList, decode, fields, json_data
+from app.routes.misfits import Rule, quoted, text_rules
+from app.routes.options import OPTIONS
+from app.routes.options import RULES as OPTION_RULES
+from app.routes.options import OptionFields, encode, encode_vectors, from_strings, options
 from app.routes.rendering import json_response, list_response
 
 blueprint = Blueprint("native", __name__)
+
+
+class Texts(OptionFields, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /embed."""
+
+    texts: TextList
+
+
+TEXTS = Many("texts", str)
+RULES = {
+    **OPTION_RULES,
+    **text_rules("texts"),
+    "texts missing": Rule('The field texts is missing: {{"texts": ["…"]}}.'),
+    "unknown": Rule(f"Unknown field {{field}}; known are {', '.join(('texts', *OPTIONS))}."),
+}
 
 
 def error_fields(request: RequestContext, status: int, message: str) -> dict[str, Any]:
@@ -28,7 +45,7 @@ def embed_one() -> Response:
     if "q" not in query:
         raise InvalidRequest("The parameter q is missing: GET /embed?q=TEXT.", "q")
     text = query.pop("q")
-    given = _merged(query, {})
+    given = options(from_strings(query))
     result = encode([text], given, lambda index: "q")
     vectors = encode_vectors(result.rows, given)
     return json_response(
@@ -44,20 +61,14 @@ def embed_one() -> Response:
 
 @blueprint.post("/embed")
 def embed_many() -> Response:
-    body = json_body()
-    if "inputs" in body and "texts" not in body:
-        return tei.embed({**_in_both(_query(), body), "inputs": body["inputs"]})
+    data = json_data()
+    found = fields(data, "texts", "inputs")
+    if "inputs" in found and "texts" not in found:
+        return tei.embed(data, found["inputs"], from_strings(_query()))
     context().error_fields = None
-    query = _query()
-    for name in body:
-        if name != "texts" and name not in OPTIONS:
-            raise InvalidRequest(
-                f"Unknown field {quoted(name)}; known are {', '.join(('texts', *OPTIONS))}.", name[:60]
-            )
-    if "texts" not in body:
-        raise InvalidRequest('The field texts is missing: {"texts": ["…"]}.', "texts")
-    texts = strings(body["texts"], "texts")
-    given = _merged(query, body)
+    query = from_strings(_query())
+    body = decode(data, Texts, RULES, TEXTS)
+    texts, given = body.texts, options(body, query=query)
     result = encode(texts, given, lambda index: f"texts[{index}]")
     return list_response(
         lambda start, stop: encode_vectors(result.rows[start:stop], given),
@@ -97,19 +108,3 @@ def _query(*names: str) -> dict[str, str]:
                 f"The parameter {name} is given twice, as {quoted(query[name])} and {quoted(value)}.", name
             )
     return query
-
-
-def _merged(query: Mapping[str, str], body: Mapping[str, Any]) -> Options:
-    return options(_in_both(query, body))
-
-
-def _in_both(query: Mapping[str, str], body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body's fields and the query's; a null in the body counts as not given."""
-    found = {name: parse_option(name, text) for name, text in query.items()}
-    options(found)  # what the query has is wrong or right by itself
-    for name, value in body.items():
-        if value is not None and found.setdefault(name, value) != value:
-            raise InvalidRequest(
-                f"{name} is {quoted(found[name])} in the query and {quoted(value)} in the body: give it once.", name
-            )
-    return found

@@ -3,32 +3,57 @@
 https://platform.openai.com/docs/api-reference/embeddings
 """
 
+import re
 from typing import Any
 
 from flask import Blueprint, Response
 
 from app.errors import InvalidRequest, UnknownModel
 from app.routes import manifest
-from app.routes.body import json_body, json_type, strings
-from app.routes.options import Options, encode, encode_vectors, options
+from app.routes.body import Many, TextList, decode, fields, json_data
+from app.routes.misfits import Rule, text_rules
+from app.routes.options import RULES as OPTION_RULES
+from app.routes.options import OptionFields, Options, encode, encode_vectors, options
 from app.routes.rendering import json_response, list_response
 
 TOKENS = (
     "input has token ids, and they are another tokenizer's than this model's: send strings "
-    "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))."
+    "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False)), or this model's own ids to POST /embed as inputs."
 )
+# The JSON of a list of token ids, or of such lists, by its beginning.
+IDS = re.compile(rb"\[\s*(\[\s*)?[-\d]")
 
 blueprint = Blueprint("openai", __name__)
 
 
+class Input(OptionFields, kw_only=True):
+    """The body of POST /v1/embeddings; other fields are ignored."""
+
+    input: str | TextList
+    model: str | None = None
+
+
+INPUT = Many("input", str, or_text=True)
+RULES = {
+    **OPTION_RULES,
+    **text_rules("input", or_text=True),
+    "input missing": Rule("The field input is missing: a string or a list of strings."),
+    "model": Rule("{place} is {kind}; it must be a string."),
+}
+
+
 @blueprint.post("/v1/embeddings")
 def embeddings() -> Response:
-    body = json_body()
-    texts, model = _texts(body), _model(body)
+    data = json_data()
+    if IDS.match(fields(data, "input").get("input", b"")):
+        raise InvalidRequest(TOKENS, "input")
+    body = decode(data, Input, RULES, INPUT)
     given = options(body, Options(normalize=True))
-    name = (lambda index: "input") if isinstance(body["input"], str) else (lambda index: f"input[{index}]")
-    result = encode(texts, given, name)
+    texts, name = ([body.input], "input") if isinstance(body.input, str) else (body.input, "input[{}]")
+    result = encode(texts, given, name.format)
     tokens = sum(result.tokens)
+    # the client's own name for the model: many compare it with what they asked for
+    name_of_model = manifest().model if body.model is None else body.model
 
     def items(start: int, stop: int) -> list[dict[str, Any]]:
         vectors = encode_vectors(result.rows[start:stop], given)
@@ -41,7 +66,7 @@ def embeddings() -> Response:
         len(texts),
         name="data",
         before={"object": "list"},
-        after={"model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}},
+        after={"model": name_of_model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}},
     )
 
 
@@ -56,29 +81,6 @@ def model(model: str) -> Response:
     if model != own:
         raise UnknownModel(f"There is no model {model[:60]!r} here; the one that is served is {own!r}.", "model")
     return json_response(_description())
-
-
-def _texts(body: dict[str, Any]) -> list[str]:
-    if "input" not in body:
-        raise InvalidRequest("The field input is missing: a string or a list of strings.", "input")
-    texts = body["input"]
-    if isinstance(texts, str):
-        return [texts]
-    if isinstance(texts, list) and texts and all(type(item) in (int, list) for item in texts):
-        raise InvalidRequest(TOKENS, "input")
-    if not isinstance(texts, list):
-        raise InvalidRequest(f"input is {json_type(texts)}; it must be a string or a list of strings.", "input")
-    return strings(texts, "input")
-
-
-def _model(body: dict[str, Any]) -> str:
-    """Return the client's own name for the model, since many clients compare it with what they asked for."""
-    name = body.get("model")
-    if name is None:
-        return manifest().model
-    if not isinstance(name, str):
-        raise InvalidRequest(f"model is {json_type(name)}; it must be a string.", "model")
-    return name
 
 
 def _description() -> dict[str, Any]:

@@ -1,16 +1,19 @@
-"""What all dialects share: checking options, texts to vectors. Messages name the value and the limit."""
+"""What all dialects share: the options, and texts to vectors."""
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import orjson
+from msgspec import Meta, Struct
 
 from app.engine.embeddings import Embeddings, Vector
 from app.errors import InvalidRequest, InvalidText
 from app.routes import context, encoder
-from app.routes.body import quoted
+from app.routes.body import decode
+from app.routes.misfits import Rule, quoted
 
 
 @dataclass(frozen=True)
@@ -26,48 +29,75 @@ class Options:
 
 
 OPTIONS = tuple(Options.__dataclass_fields__)
-ENCODING_FORMATS = ("float", "base64")
 # Longest prompt, characters. It is put before each text: 4 MB of it before 2,048 texts would be 8 GB.
 MAX_PROMPT_CHARACTERS = 1000
+Prompt = Annotated[str, Meta(max_length=MAX_PROMPT_CHARACTERS)]
+Dimensions = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
-def options(given: Mapping[str, Any], defaults: Options = Options()) -> Options:
-    """Check the values of OPTIONS; null counts as not given, and other names are left alone.
+class OptionFields(Struct, kw_only=True):
+    """The options as fields of a body; null counts as not given."""
+
+    normalize: bool | None = None
+    dimensions: Dimensions | None = None
+    prompt_name: Prompt | None = None
+    prompt: Prompt | None = None
+    truncate: bool | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+
+
+FLAG = Rule("{place} is {value}; it must be true or false.")
+RULES = {
+    name: Rule(f"{name} is {{value}}; it must be {allowed}.", name)
+    for name, allowed in {
+        "normalize": "true or false",
+        "dimensions": "a whole number from 1 to {dimension}",
+        "prompt_name": f"a string of at most {MAX_PROMPT_CHARACTERS} characters",
+        "prompt": f"a string of at most {MAX_PROMPT_CHARACTERS} characters",
+        "truncate": "true or false",
+        "encoding_format": "float or base64",
+    }.items()
+}
+
+
+def options(given: OptionFields, defaults: Options = Options(), query: OptionFields | None = None) -> Options:
+    """Return the options of a body, and of a query beside it.
 
     Raises:
-        InvalidRequest: a wrong value, or two that contradict each other.
+        InvalidRequest: more dimensions than the model has, or two values that contradict each other.
     """
-    found = {name: given[name] for name in OPTIONS if given.get(name) is not None}
-    for name, value in found.items():
-        _check(name, value)
+    found = _given(query) if query else {}
+    for name, value in _given(given).items():
+        if found.setdefault(name, value) != value:
+            raise InvalidRequest(
+                f"{name} is {quoted(found[name])} in the query and {quoted(value)} in the body: give it once.", name
+            )
+    dimension = encoder().dimension
+    if found.get("dimensions", 1) > dimension:
+        sentence = RULES["dimensions"].sentence.format(value=found["dimensions"], dimension=dimension)
+        raise InvalidRequest(sentence, "dimensions")
     if "prompt" in found and "prompt_name" in found:
         raise InvalidRequest("prompt and prompt_name contradict each other: give one of them.", "prompt")
     return replace(defaults, **found) if found else defaults
 
 
+def _given(fields: OptionFields) -> dict[str, Any]:
+    return {name: value for name in OPTIONS if (value := getattr(fields, name)) is not None}
+
+
+def from_strings(values: Mapping[str, Any]) -> OptionFields:
+    """Return the options of a query, or of another place that has only strings."""
+    parsed = {name: parse_option(name, value) if isinstance(value, str) else value for name, value in values.items()}
+    return decode(orjson.dumps(parsed), OptionFields, RULES)
+
+
 def parse_option(name: str, text: str) -> Any:
-    """Return an option's value from a query or another place that has only strings."""
+    """Return what JSON would have for an option's value."""
     if name in ("normalize", "truncate"):
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     if name == "dimensions" and text.isascii() and text.isdigit() and len(text) < 10:
         return int(text)
     return text
-
-
-def _check(name: str, value: Any) -> None:
-    dimension = encoder().dimension
-    if name in ("normalize", "truncate"):
-        wrong, allowed = not isinstance(value, bool), "true or false"
-    elif name == "dimensions":
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        wrong, allowed = not whole or not 1 <= value <= dimension, f"a whole number from 1 to {dimension}"
-    elif name == "encoding_format":
-        wrong, allowed = value not in ENCODING_FORMATS, " or ".join(ENCODING_FORMATS)
-    else:
-        wrong = not isinstance(value, str) or len(value) > MAX_PROMPT_CHARACTERS
-        allowed = f"a string of at most {MAX_PROMPT_CHARACTERS} characters"
-    if wrong:
-        raise InvalidRequest(f"{name} is {quoted(value)}; it must be {allowed}.", name)
 
 
 def encode(texts: Sequence[str], options: Options, name: Callable[[int], str]) -> Embeddings:
@@ -89,7 +119,7 @@ def encode(texts: Sequence[str], options: Options, name: Callable[[int], str]) -
     return result
 
 
-def encode_ids(rows: Sequence[Sequence[int]], options: Options) -> Embeddings:
+def encode_ids(rows: Sequence[list[int]], options: Options) -> Embeddings:
     """Compute the vectors of token ids, TEI's `inputs`."""
     try:
         result = encoder().encode_ids(rows, truncate=options.truncate, runner=context().runner)

@@ -3,18 +3,24 @@
 https://huggingface.github.io/text-embeddings-inference/ has it; fields that are unknown here are ignored, as there.
 """
 
+import functools
+import re
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from flask import Blueprint, Response
+from msgspec import Meta, Raw, Struct
 
 from app.context import RequestContext
-from app.engine.embeddings import Embeddings
+from app.engine.embeddings import Vector
 from app.engine.tokenizer import Spans
-from app.errors import InvalidRequest, TextTooLong, TooLarge
+from app.errors import TextTooLong, TooLarge
 from app.routes import VERSION, context, encoder, manifest, settings
-from app.routes.body import check_count, json_body, json_type, quoted, strings
-from app.routes.options import Options, encode, encode_ids, encode_vectors, options, shape_vectors
+from app.routes.body import Many, TextList, decode, fields, json_data
+from app.routes.misfits import Rule, Rules, text_rules
+from app.routes.options import FLAG
+from app.routes.options import RULES as OPTION_RULES
+from app.routes.options import OptionFields, Options, encode, encode_ids, encode_vectors, options, shape_vectors
 from app.routes.rendering import dumps, json_response, list_response, parts_response
 
 # Names of errors: ErrorType in text-embeddings-inference's router/src/lib.rs.
@@ -25,9 +31,85 @@ MAX_TOKENIZED = 100_000
 # Tokens that /tokenize renders at once: 2 ms.
 SLICE_TOKENS = 1000
 
+# The JSON of an object, of a list of token ids, and of a list of lists, by its beginning.
+OBJECT = re.compile(rb"\{")
+IDS = re.compile(rb"\[\s*[-\dtf]")
+LISTS = re.compile(rb"\[\s*\[")
+
 T = TypeVar("T")
 
 blueprint = Blueprint("tei", __name__)
+
+
+class Parameters(OptionFields, kw_only=True):
+    """The options, as TEI has them."""
+
+    truncation_direction: Literal["Right", "right"] | None = None
+
+
+class Embed(Parameters, Generic[T], kw_only=True):
+    """The body of POST /embed and POST /: texts, one text's token ids, or a list of these."""
+
+    inputs: T
+
+
+class Compared(Struct):
+    """One sentence and those that it is compared with."""
+
+    source_sentence: str
+    sentences: TextList
+
+
+class Comparison(Struct):
+    """The body of POST /similarity."""
+
+    inputs: Compared
+    parameters: Parameters | None = None
+
+
+class Tokenize(OptionFields, kw_only=True):
+    """The body of POST /tokenize. Of the options only prompt_name has an effect here."""
+
+    inputs: str | TextList
+    add_special_tokens: bool | None = None
+
+
+class Decode(Struct, Generic[T], kw_only=True):
+    """The body of POST /decode: one text's token ids, or a list of these."""
+
+    ids: T
+    skip_special_tokens: bool | None = None
+
+
+PARAMETER_RULES = {
+    **OPTION_RULES,
+    "truncation_direction": Rule(
+        "truncation_direction is {value}; only Right is possible: a text keeps its beginning.", "truncation_direction"
+    ),
+}
+ID = Rule("{place} is {value}; it must be a token id, a whole number from 0 to {last_id}.")
+ID_LIST = Rule("{place} is {kind}; it must be a list of token ids.")
+TEXT_RULES = {**PARAMETER_RULES, **text_rules("inputs", or_text=True), "add_special_tokens": FLAG}
+SIMILARITY_RULES = {
+    **text_rules("inputs.sentences"),
+    "inputs": Rule('{place} is {kind}; it must be {{"source_sentence": "…", "sentences": ["…"]}}.'),
+    "inputs.source_sentence": Rule("{place} is {kind}; it must be a string.", "inputs"),
+    "parameters": Rule("{place} is {kind}; it must be an object."),
+    **{f"parameters.{name}": rule for name, rule in PARAMETER_RULES.items()},
+}
+DECODE_RULES = {
+    "ids": Rule("{place} is {kind}; it must be a list of token ids, or a list of such lists."),
+    "skip_special_tokens": FLAG,
+}
+TEXTS = Many("inputs", str, or_text=True)
+SENTENCES = Many("inputs.sentences", str)
+
+
+@functools.cache
+def ids_types(size: int) -> tuple[Any, Any]:
+    """Return the types of one text's token ids and of many texts', for the size of a vocabulary."""
+    ids = Annotated[list[Annotated[int, Meta(ge=0, le=size - 1)]], Meta(min_length=1)]
+    return ids, Annotated[list[ids], Meta(min_length=1)]
 
 
 def error_fields(request: RequestContext, status: int, message: str) -> dict[str, Any]:
@@ -38,29 +120,37 @@ def error_fields(request: RequestContext, status: int, message: str) -> dict[str
 @blueprint.post("/")
 def embed_or_compare() -> Response:
     """Where huggingface_hub's clients post, given the server's URL alone."""
-    body = json_body()
-    return _similarities(body) if isinstance(body.get("inputs"), dict) else embed(body)
+    data = json_data()
+    inputs = fields(data, "inputs").get("inputs", Raw(b""))
+    return _similarities(data) if OBJECT.match(inputs) else embed(data, inputs)
 
 
-def embed(body: dict[str, Any]) -> Response:
-    """Return a bare list of vectors; of one, for one text."""
-    given = _options(body)
-    inputs = _required(body, "inputs")
-    ids = _ids(inputs, "inputs")
-    rows = (_of_texts(inputs, given) if ids is None else encode_ids(ids, given)).rows
-    return list_response(lambda start, stop: encode_vectors(rows[start:stop], given), len(rows))
+def embed(data: bytes, inputs: Raw, query: OptionFields | None = None) -> Response:
+    """Return a bare list of vectors; of one, for one text.
+
+    inputs: the field's JSON. query: options in the query.
+    """
+    defaults = Options(normalize=True)
+    if IDS.match(inputs) or LISTS.match(inputs):
+        rows, body = _ids(data, inputs, "inputs", Embed, PARAMETER_RULES)
+        given = options(body, defaults, query)
+        result = encode_ids(rows, given).rows
+    else:
+        texts = decode(data, Embed[str | TextList], TEXT_RULES, TEXTS)
+        given = options(texts, defaults, query)
+        result = _of_texts(texts.inputs, given)
+    return list_response(lambda start, stop: encode_vectors(result[start:stop], given), len(result))
 
 
 @blueprint.post("/similarity")
 def similarity() -> Response:
-    return _similarities(json_body())
+    return _similarities(json_data())
 
 
 @blueprint.post("/tokenize")
 def tokenize() -> Response:
-    body = json_body()
-    texts = _texts(_required(body, "inputs"))
-    special = _flag(body, "add_special_tokens")
+    body = decode(json_data(), Tokenize, TEXT_RULES, TEXTS)
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     prompt = encoder().prompt(None, options(body).prompt_name)
     characters = sum(map(len, texts))
     if characters > MAX_TOKENIZED:
@@ -68,7 +158,7 @@ def tokenize() -> Response:
             f"inputs has {characters} characters, over the limit of {MAX_TOKENIZED} for /tokenize: send fewer at once.",
             "inputs",
         )
-    tokenizer = encoder().tokenizer
+    tokenizer, special = encoder().tokenizer, body.add_special_tokens is not False
     prompted = [prompt + text for text in texts]
     try:
         spans = _offload(lambda: [tokenizer.spans(text, add_special_tokens=special) for text in prompted])
@@ -79,20 +169,13 @@ def tokenize() -> Response:
 
 
 @blueprint.post("/decode")
-def decode() -> Response:
-    body = json_body()
-    given = _required(body, "ids")
-    rows = _ids(given, "ids")
-    if rows is None:
-        if isinstance(given, list) and given:
-            _row(given, "ids", "ids")
-        found = "an empty list" if given == [] else json_type(given)
-        raise InvalidRequest(f"ids is {found}; it must be a list of token ids, or a list of such lists.", "ids")
+def decode_ids() -> Response:
+    data = json_data()
+    rows, body = _ids(data, fields(data, "ids").get("ids", Raw(b"")), "ids", Decode, DECODE_RULES)
     count = sum(map(len, rows))
     if count > MAX_TOKENIZED:
         raise TooLarge(f"ids has {count} token ids, over the limit of {MAX_TOKENIZED}: send fewer at once.", "ids")
-    skip = _flag(body, "skip_special_tokens")
-    tokenizer = encoder().tokenizer
+    tokenizer, skip = encoder().tokenizer, body.skip_special_tokens is not False
     return json_response(_offload(lambda: [tokenizer.decode(row, skip_special_tokens=skip) for row in rows]))
 
 
@@ -119,79 +202,35 @@ def info() -> Response:
     )
 
 
-def _options(body: dict[str, Any]) -> Options:
-    direction = body.get("truncation_direction")
-    if direction is not None and (not isinstance(direction, str) or direction.lower() != "right"):
-        raise InvalidRequest(
-            f"truncation_direction is {quoted(direction)}; only Right is possible: a text keeps its beginning.",
-            "truncation_direction",
-        )
-    return options(body, Options(normalize=True))
+def _ids(data: bytes, ids: Raw, name: str, body_type: Any, rules: Rules) -> tuple[list[list[int]], Any]:
+    """Return many texts' token ids, or one's as many's, and the body that has them.
+
+    ids: the JSON of the body's field of that name.
+    """
+    one, many = ids_types(encoder().tokenizer.vocabulary_size)
+    if LISTS.match(ids):
+        rules = {**rules, f"{name}[]": ID_LIST, f"{name}[][]": ID}
+        body = decode(data, body_type[many], rules, Many(name, one))
+        return getattr(body, name), body
+    body = decode(data, body_type[one], {**rules, f"{name}[]": ID})
+    return [getattr(body, name)], body
 
 
-def _required(body: dict[str, Any], name: str) -> Any:
-    if name not in body:
-        raise InvalidRequest(f"The field {name} is missing.", name)
-    return body[name]
+def _of_texts(inputs: str | list[str], given: Options) -> list[Vector]:
+    texts, name = ([inputs], "inputs") if isinstance(inputs, str) else (inputs, "inputs[{}]")
+    return encode(texts, given, name.format).rows
 
 
-def _ids(value: Any, name: str) -> list[list[int]] | None:
-    """Return one text's token ids or many texts', as many; None for what begins with something else."""
-    if not isinstance(value, list) or not value or not isinstance(value[0], (int, float, list)):
-        return None
-    if not isinstance(value[0], list):
-        return [_row(value, name, name)]
-    check_count(value, name)
-    return [_row(row, f"{name}[{index}]", name) for index, row in enumerate(value)]
-
-
-def _row(row: Any, place: str, param: str) -> list[int]:
-    if not isinstance(row, list) or not row:
-        found = "an empty list" if row == [] else json_type(row)
-        raise InvalidRequest(f"{place} is {found}; it must be a list of token ids.", param)
-    size = encoder().tokenizer.vocabulary_size
-    for index, item in enumerate(row):
-        if type(item) is not int or not 0 <= item < size:
-            raise InvalidRequest(
-                f"{place}[{index}] is {quoted(item)}; it must be a token id, a whole number from 0 to {size - 1}.",
-                param,
-            )
-    return row
-
-
-def _texts(inputs: Any) -> list[str]:
-    if isinstance(inputs, str):
-        return [inputs]
-    if not isinstance(inputs, list):
-        raise InvalidRequest(f"inputs is {json_type(inputs)}; it must be a string or a list of strings.", "inputs")
-    return strings(inputs, "inputs")
-
-
-def _of_texts(inputs: Any, given: Options) -> Embeddings:
-    name = (lambda index: "inputs") if isinstance(inputs, str) else (lambda index: f"inputs[{index}]")
-    return encode(_texts(inputs), given, name)
-
-
-def _similarities(body: dict[str, Any]) -> Response:
+def _similarities(data: bytes) -> Response:
     """Return the cosine of one sentence to each of others."""
-    inputs = _required(body, "inputs")
-    if not isinstance(inputs, dict):
-        raise InvalidRequest(
-            f'inputs is {json_type(inputs)}; it must be {{"source_sentence": "…", "sentences": ["…"]}}.', "inputs"
-        )
-    source, sentences = (inputs.get(name) for name in ("source_sentence", "sentences"))
-    if not isinstance(source, str):
-        raise InvalidRequest(f"inputs.source_sentence is {json_type(source)}; it must be a string.", "inputs")
-    texts = [source, *strings(sentences, "inputs.sentences")]
+    body = decode(data, Comparison, SIMILARITY_RULES, SENTENCES)
+    texts = [body.inputs.source_sentence, *body.inputs.sentences]
     limit = settings().max_texts
     if len(texts) > limit:
         raise TooLarge(
             f"inputs has {len(texts)} texts, over the limit of {limit} (MAX_TEXTS): send fewer at once.", "inputs"
         )
-    parameters = body.get("parameters")
-    if not isinstance(parameters, (dict, type(None))):
-        raise InvalidRequest(f"parameters is {json_type(parameters)}; it must be an object.", "parameters")
-    given = _options(parameters or {})
+    given = options(body.parameters or Parameters(), Options(normalize=True))
     vectors = shape_vectors(encode(texts, given, _name_of_compared).rows, given)
     return json_response(vectors[1:] @ vectors[0])
 
@@ -224,10 +263,3 @@ def _offload(function: Callable[[], T]) -> T:
     runner = context().runner or encoder().runner
     runner.check_deadline(1)
     return runner.offload(function)
-
-
-def _flag(body: dict[str, Any], name: str) -> bool:
-    value = body.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise InvalidRequest(f"{name} is {quoted(value)}; it must be true or false.", name)
-    return value is not False

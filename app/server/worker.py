@@ -189,8 +189,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             environ["PATH_INFO"] = unquote_to_bytes(request.path.encode("latin-1")).decode("latin-1")
         context = environ[CONTEXT] = RequestContext(connection.arrived)
         context.read_environ(environ)
-        context.error_fields = self.wsgi.extensions["error_fields"].get(context.path)
-        computes = context.method not in ("GET", "HEAD", "OPTIONS") or context.path == "/embed"
+        path = "/" + context.path.lstrip("/")  # as werkzeug reads it
+        context.error_fields = self.wsgi.extensions["error_fields"].get(path)
+        computes = context.method not in ("GET", "HEAD", "OPTIONS") or path == "/embed"
         if computes and self.scheduler.waiting >= self.settings.max_queue:
             self._reject(response, context, environ, QueueFull(self.settings.max_queue))
         else:
@@ -272,8 +273,13 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         metrics.set_load(self.scheduler.waiting, self.connections.served)
 
     def _watch_model(self) -> None:
-        """Measure the speed once, then check again and again that the model's files are those that were opened."""
+        """Measure the speed once, then check that the model's files stay as they were opened."""
         self.scheduler.measure(self.encoder.max_length)
+        self_check = self.encoder.not_ready_reason
+        while True:
+            gevent.sleep(MODEL_CHECK_SECONDS)
+            change = self.scheduler.offload(self.encoder.model_folder.changed)
+            self.encoder.not_ready_reason = self_check or change
 
 
 def _check(request: Any) -> None:
@@ -304,9 +310,9 @@ def _unreadable(error: Exception, config: Any) -> tuple[HTTPStatus, str]:
             limit = f"The URL is over the limit of {config.limit_request_line} bytes: send long texts with POST /embed."
             return HTTPStatus.REQUEST_URI_TOO_LONG, limit
         case LimitRequestHeaders():
-            limits = f"{config.limit_request_fields} fields, or of {config.limit_request_field_size} bytes in one of them"
-            sentence = f"The headers are over the limit of {limits}, or of {MAX_HEAD_BYTES} bytes in all."
-            return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, sentence
+            fields, size = config.limit_request_fields, config.limit_request_field_size
+            limits = f"{fields} fields, or of {size} bytes in one of them, or of {MAX_HEAD_BYTES} bytes in all"
+            return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"The headers are over the limit of {limits}."
         case TimeoutError():
             return HTTPStatus.REQUEST_TIMEOUT, f"The request did not arrive within {RECEIVE_SECONDS} s."
         case NoMoreData():

@@ -3,7 +3,7 @@
 INT8 is computed by other instructions on such a CPU: its speed and the vectors should be known before a server runs
 on one. onnxruntime asks the cpuid instruction what there is, and has no setting that says otherwise. So a copy of its
 library has that instruction replaced by one that raises SIGILL, and the handler, in older_cpu.c, answers without the
-newer features. Only onnxruntime is deceived: NumPy, /proc/cpuinfo and so app.engine.cpu.features() say what the CPU has.
+newer features. Only onnxruntime is deceived: NumPy, /proc/cpuinfo and so cpu.features() say what the CPU has.
 """
 
 import hashlib

@@ -1,0 +1,147 @@
+"""Junk as large as a body may be: it is refused where it first goes wrong, before any of it is built."""
+
+import re
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from flask.testing import FlaskClient
+
+from app import create_app
+from app.engine.encoder import Encoder
+from app.settings import Settings
+
+BODY_BYTES = Settings.max_body_bytes
+MOST_MEMORY = 50_000_000
+# Route, and where in its body a list may stand: what is before it and behind it.
+FIELDS: list[tuple[str, bytes, bytes]] = [
+    ("/embed", b'{"texts":', b"}"),
+    ("/embed", b'{"inputs":', b"}"),
+    ("/", b'{"inputs":', b"}"),
+    ("/tokenize", b'{"inputs":', b"}"),
+    ("/decode", b'{"ids":', b"}"),
+    ("/similarity", b'{"inputs":', b"}"),
+    ("/similarity", b'{"inputs":{"source_sentence":"a","sentences":', b"}}"),
+    ("/similarity", b'{"inputs":{"source_sentence":"a","sentences":["b"]},"parameters":', b"}"),
+    ("/v1/embeddings", b'{"input":', b"}"),
+    ("/bigquery", b'{"calls":', b"}"),
+    ("/bigquery", b'{"calls":[["a"]],"userDefinedContext":', b"}"),
+]
+OPTIONS = [
+    ("/embed", b'{"texts":["a"],"%s":' % name, b"}")
+    for name in (b"normalize", b"dimensions", b"prompt_name", b"prompt", b"truncate", b"encoding_format")
+]
+# Items that fit no field's list, none of them or only the first.
+ITEMS = {
+    "lists": b"[],",
+    "lists of lists": b"[[]],",
+    "objects": b'{"a":1},',
+    "numbers": b"1e9,",
+    "whole numbers": b"1000000000,",
+    "booleans": b"true,",
+    "lists and strings": b'[],"a",',
+    "strings and lists": b'"a",[],',
+    "strings and numbers": b'"a",1.5,',
+    "two strings in a list": b'["a","a"],',
+}
+# What is right for a list, item by item, and far too many.
+TOO_MANY = [(*field, b'"a",') for field in [*FIELDS[:4], FIELDS[6], FIELDS[8]]] + [
+    (*FIELDS[1], b"[1],"),
+    (*FIELDS[4], b"[1],"),
+    (*FIELDS[9], b'["a"],'),
+    (*FIELDS[9], b"[null],"),
+]
+# Route, and a field whose second item is wrong.
+WRONG = [
+    ("/embed", b'"texts":["a",5]'),
+    ("/", b'"inputs":["a",5]'),
+    ("/tokenize", b'"inputs":["a",5]'),
+    ("/decode", b'"ids":[1,"a"]'),
+    ("/similarity", b'"inputs":5'),
+    ("/v1/embeddings", b'"input":["a",5]'),
+    ("/bigquery", b'"calls":[["a"],[5]]'),
+]
+DEPTHS = (1000, 100_000, BODY_BYTES // 2 - 100)
+
+
+def list_of(item: bytes, room: int = BODY_BYTES - 100) -> bytes:
+    return b"[" + (item * (room // len(item)))[:-1] + b"]"
+
+
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+@pytest.fixture(scope="module")
+def client(tiny_model: Path, tiny_encoder: Encoder) -> FlaskClient:
+    return create_app(Settings(model_dir=tiny_model, max_length=64), tiny_encoder).test_client()
+
+
+def refused(client: FlaskClient, path: str, body: bytes) -> tuple[int, str]:
+    """Return the status and the sentence of an answer that took little memory."""
+    assert len(body) <= BODY_BYTES
+    tracemalloc.start()
+    try:
+        response = client.post(path, data=body, content_type="application/json")
+        assert tracemalloc.get_traced_memory()[1] < MOST_MEMORY
+    finally:
+        tracemalloc.stop()
+    return response.status_code, response.get_json()["error"]["message"]
+
+
+@pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS)
+@pytest.mark.parametrize(("path", "before", "after"), FIELDS + OPTIONS)
+def test_a_list_of_junk(client: FlaskClient, path: str, before: bytes, after: bytes, item: bytes) -> None:
+    """400, and the sentence names the place."""
+    status, message = refused(client, path, before + list_of(item) + after)
+    assert status == 400
+    assert re.match(rf"{place(before)}(\[[01]\])* (is|has) ", message), message
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize(("path", "before", "after"), FIELDS + OPTIONS)
+def test_deep_junk(client: FlaskClient, path: str, before: bytes, after: bytes, depth: int) -> None:
+    """400, and the sentence names the place: the list is wrong before it is deep."""
+    status, message = refused(client, path, before + nested(depth) + after)
+    assert status == 400
+    assert re.match(rf"{place(before)}(\[0\])* (is|has) ", message), message
+
+
+@pytest.mark.parametrize("item", [*ITEMS.values(), b'"a",', b"null,"])
+@pytest.mark.parametrize(("path", "right"), WRONG)
+def test_junk_in_an_unknown_field(client: FlaskClient, path: str, right: bytes, item: bytes) -> None:
+    """It is skipped, or its field is named; what is wrong behind it is still found."""
+    status, message = refused(client, path, b'{"u":' + list_of(item) + b"," + right + b"}")
+    assert status == 400
+    assert re.match(r'\w+\[1\] (is|has) |Unknown field "u"|inputs is a number', message), message
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize(("path", "right"), WRONG)
+def test_a_deep_unknown_field(client: FlaskClient, path: str, right: bytes, depth: int) -> None:
+    """The same; where unknown fields are skipped it is the depth that is named."""
+    status, message = refused(client, path, b'{"u":' + nested(depth) + b"," + right + b"}")
+    assert status == 400
+    assert re.match(r'The body is nested too deep: |Unknown field "u"', message), message
+
+
+@pytest.mark.parametrize(("path", "before", "after", "item"), TOO_MANY)
+def test_far_too_many(client: FlaskClient, path: str, before: bytes, after: bytes, item: bytes) -> None:
+    """413 for a million small items that are right one by one: no more than MAX_TEXTS are built."""
+    status, message = refused(client, path, before + list_of(item) + after)
+    assert status == 413
+    assert message == f"{place(before)} has more items than the limit of 2048 (MAX_TEXTS): send fewer at once."
+
+
+@pytest.mark.parametrize("data", ["a", "é", "東", "😀a"])
+def test_one_long_string(client: FlaskClient, data: str) -> None:
+    """A string is built to be refused; as text it is as long as it was, or four times."""
+    text = data.encode() * ((BODY_BYTES - 100) // len(data.encode()))
+    status, message = refused(client, "/embed", b'{"u":"' + text + b'"}')
+    assert (status, message[:17]) == (400, 'Unknown field "u"')
+
+
+def place(before: bytes) -> str:
+    """Return what errors call the place behind the beginning of a body; options have their name alone."""
+    names = re.findall(r'"(\w+)":', before.decode())
+    return "inputs.sentences" if names[-1] == "sentences" else names[-1]
