@@ -2,7 +2,7 @@
 #   packages   the server's packages, as locked
 #   runtime    the same, without what the server never uses
 #   model      the heavy part: PyTorch, download, export, quantize
-#   verified   the proof, by the code that ships: rerun when app/ changes, the export is not
+#   verified   the proof, by the engine that ships: rerun when app/engine/ changes, the export is not
 #   (last)     what is shipped
 #
 # docker build -t embedding-api .
@@ -82,7 +82,9 @@ FROM model AS verified
 ARG MODEL
 ARG REVISION
 ARG MODEL_NAME
-COPY app app
+# All of app/ that build/ imports: an edit of the server or of a route proves nothing anew.
+COPY app/engine app/engine
+COPY app/errors.py app/
 # The source is there already: nothing is downloaded.
 RUN HF_HUB_OFFLINE=1 /opt/venv/bin/python -m build.verify --model "$MODEL" ${REVISION:+--revision "$REVISION"} \
     ${MODEL_NAME:+--name "$MODEL_NAME"}

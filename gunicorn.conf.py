@@ -35,6 +35,8 @@ PREFIX = "embedding-metrics-"
 OWNER = "owner"
 # Free bytes that a folder needs: a worker has less than 1 MB there, and would be killed (SIGBUS) without them.
 MIN_FREE_BYTES = 16_000_000
+# Fewest open files to start a worker with, which counts its own (app/server/worker.py).
+MIN_FILES = 32
 
 
 def _make_metrics_folder():
@@ -109,6 +111,8 @@ if "THREADS" in os.environ:
 # Connections beyond the soft limit of open files would be refused, where the system allows more.
 with suppress(OSError, ValueError):
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+if (files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < MIN_FILES:
+    sys.exit(f"Error: The limit of open files (ulimit -n) is {files}: raise it to {MIN_FILES} or more.")
 
 wsgi_app = "app:create_app()"
 bind = f"0.0.0.0:{settings.port}"

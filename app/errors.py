@@ -10,6 +10,7 @@ ServiceError              a request cannot be answered
 ├── TooLarge              more texts than MAX_TEXTS, or than can be computed in time
 ├── UnsupportedMedia      the body is not JSON by its headers
 ├── QueueFull             too many requests wait already
+│   └── TooManyBytes      or their bodies take too much memory
 ├── DeadlineExceeded      the time for the request was up before its work was done
 │   └── ShuttingDown      the same, because the server ends
 ├── ClientGone            the client has left before its request began
@@ -81,6 +82,14 @@ class QueueFull(ServiceError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"The queue is full: {limit} requests wait already (MAX_QUEUE). Try again later.")
+
+
+class TooManyBytes(QueueFull):
+    """The bodies of requests that wait already take too much memory. limit: bytes."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.args = (f"The requests that wait already have over {limit} bytes in their bodies. Try again later.",)
 
 
 class DeadlineExceeded(ServiceError):

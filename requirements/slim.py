@@ -22,7 +22,6 @@ UNUSED = {
         "huggingface-hub hf-xet httpx2 httpcore2 h11 anyio idna truststore fsspec filelock tqdm"
     ),
     "onnxruntime's tools that change models need them, its engine does not": "flatbuffers protobuf",
-    "versions are compared in parts of flasgger and onnxruntime that we do not import": "packaging",
 }
 # reason -> patterns of paths, below site-packages
 DEAD_WEIGHT = {
@@ -34,24 +33,34 @@ DEAD_WEIGHT = {
     "for compiling against numpy": "numpy/f2py numpy/distutils numpy/_core/include numpy/_core/lib",
     "parts of numpy that load when they are used, and are not": "numpy/random numpy/fft numpy/polynomial numpy/ma",
     "numpy's tests": "numpy/testing numpy/_core/_*_tests.*.so numpy/_core/_simd.*.so",
-    "tests": "**/tests jsonschema/benchmarks",
+    "gevent's other event loop, and both once more for PyPy": "gevent/libuv gevent/_ffi gevent/libev/_corecffi.*.so",
+    "resolvers of names that are chosen by GEVENT_RESOLVER": "gevent/resolver/cares.*.so gevent/resolver/dnspython.py",
+    "tests": "**/tests gevent/testing jsonschema/benchmarks",
     "for type checkers and compilers": "**/*.pyi **/*.pxd",
+    "greenlet's and zope.interface's sources": (
+        "greenlet/*.cpp greenlet/*.hpp greenlet/*.h greenlet/platform zope/interface/*.c"
+    ),
     "commands that nobody runs in a container": "../../../bin/*onnx* ../../../bin/f2py ../../../bin/numpy-config",
 }
 # What a start imports, the standard library's part included: without bytecode each start compiles it again.
 STARTED = (
     "gunicorn.app.wsgiapp",
     "gunicorn.glogging",
-    "gunicorn.workers.gthread",
+    "gunicorn.workers.ggevent",
+    "gevent.resolver.thread",
+    "gevent.threadpool",
     "flask",
     "flasgger",
     "numpy.typing",
     "onnxruntime",
     "tokenizers",
     "orjson",
+    "msgspec.json",
     "prometheus_client.multiprocess",
 )
 
+# As gunicorn.conf.py begins: it imports most of gevent.
+PATCH = "from gevent import monkey; monkey.patch_all()"
 # Valid by the source's content: its time may be rewritten on the way into a layer.
 COMPILE = """
 import py_compile, sys
@@ -70,7 +79,7 @@ def main() -> None:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
     # a new process: this one has imported a part of the standard library already
-    subprocess.run([sys.executable, "-c", f"import {', '.join(STARTED)}\n{COMPILE}"], check=True)
+    subprocess.run([sys.executable, "-c", f"{PATCH}\nimport {', '.join(STARTED)}\n{COMPILE}"], check=True)
     # The same bytes whenever it is built.
     for folder in (Path(sys.prefix), Path(str(sys.pycache_prefix))):
         for path in [folder, *folder.rglob("*")]:

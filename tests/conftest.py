@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny real model, the full-size stand-in, and real servers on free ports."""
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -156,9 +158,12 @@ VARIABLES = {name.upper() for name in Settings.__dataclass_fields__}
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on and no client has: ended connections keep theirs, above these, for a minute."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return port
 
 
 @pytest.fixture(scope="module")

@@ -394,8 +394,8 @@ OWN = [
     (400, False, "GET / HTTP/1.1\r\n{}Ho st: a\r\n\r\n"),
     (414, False, f"GET /?{'a' * 9000} HTTP/1.1\r\n{{}}\r\n"),
     (431, False, f"GET / HTTP/1.1\r\n{{}}A: {'a' * 9000}\r\n\r\n"),
-    (429, True, "GET /embed?q=a HTTP/1.1\r\nAuthorization: Bearer first-key\r\n{}\r\n"),
-    (408, True, "GET / HTTP/1.1\r\n{}A: "),
+    (429, True, "GET /embed?q=a HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer first-key\r\n{}\r\n"),
+    (408, False, "GET / HTTP/1.1\r\n{}A: "),
 ]
 
 

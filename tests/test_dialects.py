@@ -132,3 +132,17 @@ def test_info(client: FlaskClient) -> None:
     info, about = client.get("/info").get_json(), client.get("/").get_json()
     assert (info["model_id"], info["model_dtype"]) == (about["model"]["id"], about["model"]["precision"])
     assert (info["max_input_length"], info["max_client_batch_size"]) == (64, about["limits"]["max_texts"])
+
+
+@pytest.mark.parametrize(("in_time", "expected"), [(None, 2048), (5000, 2048), (300, 300), (1, 1), (0, 1)])
+def test_info_advertises_a_batch_that_fits(
+    client: FlaskClient, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch, in_time: int | None, expected: int
+) -> None:
+    """As many of the longest texts as are computed in time, from one to MAX_TEXTS, which it is until that is known."""
+
+    def texts_in_time(tokens: int) -> int | None:
+        assert tokens == tiny_encoder.max_length
+        return in_time
+
+    monkeypatch.setattr(tiny_encoder.runner, "texts_in_time", texts_in_time)
+    assert client.get("/info").get_json()["max_client_batch_size"] == expected

@@ -31,10 +31,13 @@ BEARER = f"Authorization: Bearer {KEYS[1]}\r\n"
 PROJECT = "my-project"
 TRACE = "105445aa7843bc8bf206b12000100000"
 SPAN = "00f067aa0ba902b7"
-# More than two seconds of work in less bytes than make a request a large one.
+# More than two seconds of work.
 LONG = {"texts": [f"{n}" for n in range(7_000)], "prompt": "a " * 500}
+# Texts that wait for their turn to be tokenized: a twentieth of a second each.
+SLOW = json.dumps({"inputs": "!" * 90_000})
 # What a pipe takes as one piece, whoever else writes into it (PIPE_BUF).
 PIECE_BYTES = 4096
+QUEUED = re.compile(r"^embedding_queue_requests (\S+)", re.M)
 VECTOR_DIGITS = re.compile(r"\d\.\d{7,}")
 
 
@@ -47,8 +50,8 @@ def server(start: Start, tiny_model: Path) -> Server:
 
 @pytest.fixture(scope="module")
 def busy(start: Start, tiny_model: Path) -> Server:
-    """One thread that computes, one request may wait, and none for longer than 2 s."""
-    limits = {"CPUS": 1, "THREADS": 1, "MAX_QUEUE": 1, "REQUEST_DEADLINE": 2, "MAX_TEXTS": 100_000}
+    """One CPU, 40 requests may wait, and none for longer than 2 s."""
+    limits = {"CPUS": 1, "MAX_QUEUE": 40, "REQUEST_DEADLINE": 2, "MAX_TEXTS": 100_000}
     return start(MODEL_DIR=tiny_model, MAX_LENGTH=64, **limits).wait_until_ready()
 
 
@@ -62,13 +65,13 @@ def lines(text: str) -> list[Line]:
     return found
 
 
-def line_where(server: Server, is_it: Callable[[Line], bool]) -> Line:
-    """The only line of which that holds; it may come a little after the answer."""
+def line_where(server: Server, is_it: Callable[[Line], bool], *, is_only: bool = True) -> Line:
+    """The only line of which that holds, or the first one; it may come a little after the answer."""
     until = time.monotonic() + 20
     while not (found := [line for line in lines(server.output.rpartition("\n")[0]) if is_it(line)]):
         assert time.monotonic() < until, server.output
         time.sleep(0.01)
-    assert len(found) == 1, found
+    assert len(found) == 1 or not is_only, found
     return found[0]
 
 
@@ -183,38 +186,53 @@ def test_gunicorns_own_answers_say_to_whom(server: Server, status: int) -> None:
 
 @pytest.fixture(scope="module")
 def refusals(busy: Server) -> dict[int, tuple[Line, bytes]]:
-    """The lines and bodies of what is refused while a request computes until its time is up, by status."""
+    """The lines and bodies of what is refused, by status: a queue that is full, a deadline, a client that has left."""
     traced = f"traceparent: 00-{TRACE}-{SPAN}-01\r\nX-Request-Id: "
-    with connect(busy) as late, connect(busy) as left, connect(busy) as full, connect(busy) as slow:
-        # A length that only looks like one: nobody has checked what is refused unparsed.
-        slow.sendall(
-            b"POST /similarity HTTP/1.1\r\nContent-Length: \xb2\r\nX-Request-Id: slow\r\nUser-Agent: me\r\nX-A: "
-        )
+    slow_head = "POST /similarity HTTP/1.1\r\nContent-Length: \xb2\r\nX-Request-Id: slow\r\nUser-Agent: me\r\nX-A: "
+    with ExitStack() as stack:
+        late, left, slow = (stack.enter_context(connect(busy)) for _ in range(3))
+        slow.sendall(slow_head.encode("latin-1"))
         late.sendall(send("/embed", json.dumps(LONG), f"{traced}late\r\n").encode())
-        time.sleep(0.2)
-        left.sendall(send("/embed", '{"texts": ["cat"]}', f"{traced}left\r\n").encode())
-        wait_until_queued(busy, 1)
+        bodies = {503: received(late)[2], 499: b""}
+        ahead = crowd(busy, stack, 20, f"{traced}ahead\r\n")
+        wait_until_queued(busy, 15)
+        left.sendall(send("/embed", '{"texts": ["%s"]}' % ("cat " * 1000), f"{traced}left\r\n").encode())
         left.close()
-        full.sendall(send("/embed", '{"texts": ["cat"]}', f"{traced}full\r\n").encode())
-        bodies = {429: received(full)[2], 503: received(late)[2], 499: b"", 408: received(slow)[2]}
-    ids = {429: "full", 503: "late", 499: "left", 408: "slow"}
-    return {status: (line_of(busy, request_id), bodies[status]) for status, request_id in ids.items()}
+        wait_until_queued(busy, 1)  # it is there
+        behind = crowd(busy, stack, 80, f"{traced}behind\r\n")
+        refused = next(found for connection in behind if (found := received(connection))[0] == 429)
+        assert {received(connection)[0] for connection in ahead} <= {200, 503}
+        bodies |= {429: refused[2], 408: received(slow)[2]}
+    lines = {
+        429: line_where(busy, lambda line: line.get("error") == "queue_full", is_only=False),
+        503: line_of(busy, "late"),
+        499: line_of(busy, "left"),
+        408: line_where(busy, lambda line: line.get("error") == "request_timeout"),
+    }
+    return {status: (line, bodies[status]) for status, line in lines.items()}
 
 
-def wait_until_queued(server: Server, count: int) -> None:
-    """Until so many requests wait, as GET /metrics says."""
+def crowd(server: Server, stack: ExitStack, count: int, headers: str = "") -> list[socket.socket]:
+    """So many requests that wait for each other."""
+    connections = [stack.enter_context(connect(server)) for _ in range(count)]
+    for connection in connections:
+        connection.sendall(send("/tokenize", SLOW, headers).encode())
+    return connections
+
+
+def wait_until_queued(server: Server, least: int) -> None:
+    """Until so many requests wait, or more, as GET /metrics says."""
     until = time.monotonic() + 10
-    while f"\nembedding_queue_requests {count}.0" not in requests.get(f"{server.url}/metrics", timeout=10).text:
+    while float(QUEUED.findall(requests.get(f"{server.url}/metrics", timeout=10).text)[0]) < least:
         assert time.monotonic() < until
 
 
 def test_refusals(refusals: dict[int, tuple[Line, bytes]]) -> None:
     """A full queue, a deadline, a client that has left and one that does not go on: a line each, with why."""
     for status, severity, error, path in (
-        (429, "WARNING", "queue_full", "/embed"),
+        (429, "WARNING", "queue_full", "/tokenize"),
         (503, "WARNING", "deadline_exceeded", "/embed"),
         (499, "INFO", None, "/embed"),
-        (408, "INFO", "request_timeout", "/similarity"),
     ):
         line, body = refusals[status]
         assert (line["severity"], line.get("error")) == (severity, error)
@@ -222,15 +240,23 @@ def test_refusals(refusals: dict[int, tuple[Line, bytes]]) -> None:
         assert (request["requestMethod"], request["requestUrl"], line["route"]) == ("POST", path, path)
         assert (request["status"], request["responseSize"], request["protocol"]) == (status, str(len(body)), "HTTP/1.1")
         assert "texts" not in line
-    assert refusals[503][0]["ms"]["total"] > 1900 and refusals[499][0]["ms"]["total"] > 1000
+    assert refusals[503][0]["ms"]["total"] > 1900 and refusals[499][0]["ms"]["total"] > 100
 
 
-@pytest.mark.parametrize("status", [429, 499, 408])
+def test_half_a_head_that_stops(refusals: dict[int, tuple[Line, bytes]]) -> None:
+    """Nobody knows what it asks for, only who did not go on."""
+    line, body = refusals[408]
+    request = line["httpRequest"]
+    assert (line["severity"], line["route"], request["requestUrl"], request["userAgent"]) == ("INFO", "other", "", "")
+    assert (request["status"], request["responseSize"], request["remoteIp"]) == (408, str(len(body)), "127.0.0.1")
+
+
+@pytest.mark.parametrize("status", [429, 499])
 def test_refusals_say_whom_and_of_which_trace(refusals: dict[int, tuple[Line, bytes]], status: int) -> None:
     """What an operator needs most of all: who sends too much."""
     line, _ = refusals[status]
     assert (line["httpRequest"]["remoteIp"], line["httpRequest"]["userAgent"]) == ("127.0.0.1", "me")
-    assert line.get("logging.googleapis.com/trace") == (None if status == 408 else TRACE)
+    assert line.get("logging.googleapis.com/trace") == TRACE
 
 
 def test_a_request_that_does_not_arrive_took_its_time(refusals: dict[int, tuple[Line, bytes]]) -> None:
@@ -319,8 +345,8 @@ def test_the_first_line(server: Server, busy: Server) -> None:
     assert set(line["cpu"]) == {"architecture", "vnni", "avx512", "avx2"}
     assert (line["workers"], line["limits"]["max_texts"], line["limits"]["max_length"]) == (2, 8, 64)
     busys = line_where(busy, lambda line: "limits" in line)
-    assert [busys[name] for name in ("cpus", "workers", "slots", "threads")] == [1, 1, 1, 1]
-    assert (busys["limits"]["max_queue"], busys["limits"]["request_deadline"]) == (1, 2)
+    assert [busys[name] for name in ("cpus", "workers", "slots")] == [1, 1, 1]
+    assert (busys["limits"]["max_queue"], busys["limits"]["request_deadline"]) == (40, 2)
 
 
 def test_probes(server: Server, busy: Server) -> None:
@@ -339,9 +365,9 @@ from app import logs
 from app.context import RequestContext
 logs.configure("json", "info", "")
 for status in (200, 304, 400, 404, 429, 499, 500, 501, 503):
-    record = RequestContext()
-    record.end(status, 0)
-    logs.answered(record)
+    context = RequestContext()
+    context.finish(status, 0)
+    logs.log_request(context)
 """
 
 

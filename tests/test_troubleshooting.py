@@ -15,6 +15,8 @@ import onnxruntime as ort
 import pytest
 import requests
 
+from app.engine.model_folder import ModelFolder
+from app.settings import Settings
 from tests.conftest import ROOT, Server, free_port
 from tests.test_source import build
 
@@ -119,6 +121,13 @@ def another_cpu(start: Start, model: Path, tmp_path: Path) -> str:
     raise AssertionError(server.stop())
 
 
+def a_changed_file(start: Start, model: Path, tmp_path: Path) -> str:
+    """As the server looks at its files; how it answers then is in tests/test_model_folder.py."""
+    folder = ModelFolder.load(copied(model, tmp_path), Settings.model_path, Settings.tokenizer_path)
+    folder.model_file.write_bytes(folder.model_file.read_bytes() + b"more")
+    return folder.changed() or ""
+
+
 def no_hub(start: Start, model: Path, tmp_path: Path) -> str:
     return build(tmp_path, f"http://127.0.0.1:{free_port()}", "--model", "org/tiny").stderr
 
@@ -139,6 +148,7 @@ CASES = {
     "Port 8080 cannot be used": a_busy_port,
     "MAX_LENGTH is 1024, over the model's 512 positions": too_long,
     "was sent SIGKILL! Perhaps out of memory?": killed,
+    "has changed since the server started": a_changed_file,
     "The self-check failed": another_cpu,
     "The hub cannot be reached": no_hub,
 }

@@ -29,7 +29,8 @@ def cut_pattern(library: tokenizers.Tokenizer) -> re.Pattern[str]:
     white = "".join(character for character in WHITE_SPACE if _separates(library, character, has_rstrip))
     if not white or any(re.search(r"[\s▁]", token.content) for token in added):
         return re.compile(r"(?!)")  # no match: white space may be inside of a word, or of an added token
-    return re.compile(rf"(?<=[^{NEVER_BESIDE}])[{white}]++(?=[^{NEVER_BESIDE}])")
+    # The white space first, which is found four times as fast as what may be before it.
+    return re.compile(rf"[{white}](?<=[^{NEVER_BESIDE}].)[{white}]*+(?=[^{NEVER_BESIDE}])", re.DOTALL)
 
 
 def chunks(text: str, cuts: re.Pattern[str]) -> Iterator[str]:

@@ -21,7 +21,7 @@ MAX_LENGTH = 256
 
 @dataclass(frozen=True)
 class Cached:
-    """What the cache holds of a text: its vector, (dim,) float32, and its token count before truncation."""
+    """Cache entry of a text: its vector, (dim,) float32, and its token count before truncation."""
 
     vector: Vector
     tokens: int
@@ -186,18 +186,21 @@ class Encoder:
             rows: the ids of each text, each from 0 to vocabulary_size - 1.
 
         Raises:
-            InvalidText: a row is empty, or an id is not one of the model's.
+            InvalidText: a row is empty, or an id that is not cut off is not one of the model's.
             TextTooLong: truncate is False and a row is over max_length.
             DeadlineExceeded, NotReady: as `encode`.
         """
         runner = self._ready(len(rows), runner)
         began = time.monotonic()
-        for index, ids in enumerate(rows):
-            self.tokenizer.check_ids(ids, index)
         lengths = [len(ids) for ids in rows]
+        cut = []
+        for index, ids in enumerate(rows):
+            short = self.tokenizer.truncate(ids, self.max_length)
+            self.tokenizer.check_ids(short, index)
+            cut.append(np.array(short, np.int64))
+            runner.pause()
         truncated = self._truncated(lengths, truncate)
         vectors: dict[int, Vector] = {}
-        cut = [np.array(self.tokenizer.truncate(ids, self.max_length), np.int64) for ids in rows]
         runner.run_all(cut, vectors.__setitem__)
         in_order = [vectors[index] for index in range(len(rows))]
         inference_seconds = time.monotonic() - began

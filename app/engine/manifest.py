@@ -24,8 +24,8 @@ MAX_GOLDEN_CHARACTERS = 1_000
 VECTOR_LENGTHS = (1e-6, 1e12)
 
 # The types of the fields are checked when they are read; the annotations bound their values.
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Length = Annotated[int, msgspec.Meta(ge=3)]  # tokens: <s>, one of the text, </s>
+Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Length = Annotated[int, msgspec.Meta(ge=3, le=1_000_000)]  # tokens: <s>, one of the text, </s>
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Cosine = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Numbers = Mapping[str, int | float]
@@ -46,7 +46,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the files of a model folder are.
+    """Description of the files of a model folder.
 
     files: path inside the folder -> sha256, hexadecimal. dimension: of the embedding.
     max_positions and max_seq_length: the model's own limits, in tokens, specials included.
@@ -102,9 +102,9 @@ class Manifest:
         except FileNotFoundError:
             raise BootError(f"{path} not found: the model folder is not complete – {REMEDY}.") from None
         except msgspec.ValidationError as error:
-            raise BootError(f"{path}: {_sentence(error)} – {REMEDY}.") from None
+            raise BootError(f"{path} is wrong: {_sentence(error)} – {REMEDY}.") from None
         except _WrongField as error:
-            raise BootError(f"{path}: {error} – {REMEDY}.") from None
+            raise BootError(f"{path} is wrong: {error} – {REMEDY}.") from None
         except OSError as error:
             raise BootError(f"{path} cannot be read ({error.strerror}) – {REMEDY}.") from None
         except (ValueError, RecursionError) as error:

@@ -19,8 +19,8 @@ from app.errors import BootError
 
 REPORT = "report.json"
 SPEED = "speed.json"
-# What a file's change changes: device, inode, size, and times of modification and of change, nanoseconds. The last
-# one cannot be set back, as `cp -p` and `touch` do with the one before it.
+# Stat that changes with a file's content: device, inode, size, and times of modification and of change, nanoseconds.
+# The last one cannot be set back, as `cp -p` and `touch` do with the one before it.
 Stat = tuple[int, int, int, int, int]
 
 

@@ -12,7 +12,7 @@ Compute = Callable[[Sequence[Ids]], list[Vector]]
 
 
 class Runner(Protocol):
-    """What the encoder asks of whoever gives it threads. An instance belongs to one request, or has no deadline.
+    """Interface through which the encoder computes. An instance belongs to one request, or has no deadline.
 
     queue_seconds: how long the request's rows waited until the first one began.
     """

@@ -23,7 +23,7 @@ Call = tuple[str | None]
 
 
 class Context(Struct, forbid_unknown_fields=True):
-    """What CREATE FUNCTION has in user_defined_context: the options, as strings; replies are always numbers."""
+    """Fields of user_defined_context in CREATE FUNCTION: the options, as strings; replies are always numbers."""
 
     normalize: bool | str | None = None
     dimensions: Dimensions | str | None = None

@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, Raw
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 
 from app.errors import InvalidRequest, ServiceError, TooLarge, UnsupportedMedia
-from app.routes import settings
+from app.routes import context, settings
 from app.routes.misfits import Rules, misfit, not_json, quoted
 from app.routes.parts import decoder, fields_type
 from app.settings import RECEIVE_SECONDS
@@ -93,8 +93,11 @@ def decode(data: bytes, type_: type[T], rules: Rules, many: Many | None = None) 
         TooLarge: its list has more than MAX_TEXTS items.
     """
     try:
-        if many and len(data) > SMALL_BYTES:
-            _look_at_number(data, type_, many)
+        if len(data) > SMALL_BYTES:
+            if many:
+                _look_at_number(data, type_, many)
+            if runner := context().runner:
+                runner.pause()
         body = cast(T, decoder(cast(Any, type_)).decode(data))
     except msgspec.ValidationError as error:
         raise misfit(data, error, rules) from None

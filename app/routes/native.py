@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, quote
 from flask import Blueprint, Response, request
 
 from app.context import RequestContext
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, ServiceError
 from app.routes import context, tei
 from app.routes.body import Many, TextList, decode, fields, json_data
 from app.routes.misfits import Rule, quoted, text_rules
@@ -62,13 +62,16 @@ def embed_one() -> Response:
 @blueprint.post("/embed")
 def embed_many() -> Response:
     data = json_data()
-    found = fields(data, "texts", "inputs")
-    if "inputs" in found and "texts" not in found:
-        return tei.embed(data, found["inputs"], from_strings(_query()))
+    try:
+        body = decode(data, Texts, RULES, TEXTS)
+    except ServiceError:
+        found = fields(data, "texts", "inputs")
+        if "inputs" in found and "texts" not in found:
+            return tei.embed(data, found["inputs"], from_strings(_query()))
+        context().error_fields = None
+        raise
     context().error_fields = None
-    query = from_strings(_query())
-    body = decode(data, Texts, RULES, TEXTS)
-    texts, given = body.texts, options(body, query=query)
+    texts, given = body.texts, options(body, query=from_strings(_query()))
     result = encode(texts, given, lambda index: f"texts[{index}]")
     return list_response(
         lambda start, stop: encode_vectors(result.rows[start:stop], given),

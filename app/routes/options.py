@@ -1,4 +1,4 @@
-"""What all dialects share: the options, and texts to vectors."""
+"""Shared by all dialects: the options, and texts to vectors."""
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from app.routes.misfits import Rule, quoted
 
 @dataclass(frozen=True)
 class Options:
-    """How vectors are asked for; each field is a parameter of the query or a field of the body."""
+    """Options of a request for vectors; each field is a parameter of the query or a field of the body."""
 
     normalize: bool = False
     dimensions: int | None = None
@@ -87,6 +87,8 @@ def _given(fields: OptionFields) -> dict[str, Any]:
 
 def from_strings(values: Mapping[str, Any]) -> OptionFields:
     """Return the options of a query, or of another place that has only strings."""
+    if not values:
+        return OptionFields()
     parsed = {name: parse_option(name, value) if isinstance(value, str) else value for name, value in values.items()}
     return decode(orjson.dumps(parsed), OptionFields, RULES)
 

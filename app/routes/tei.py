@@ -119,7 +119,7 @@ def error_fields(request: RequestContext, status: int, message: str) -> dict[str
 
 @blueprint.post("/")
 def embed_or_compare() -> Response:
-    """Where huggingface_hub's clients post, given the server's URL alone."""
+    """Embed or compare: huggingface_hub's clients post here, given the server's URL alone."""
     data = json_data()
     inputs = fields(data, "inputs").get("inputs", Raw(b""))
     return _similarities(data) if OBJECT.match(inputs) else embed(data, inputs)
@@ -182,6 +182,8 @@ def decode_ids() -> Response:
 @blueprint.get("/info")
 def info() -> Response:
     limits = settings()
+    runner, length = context().runner or encoder().runner, encoder().max_length
+    in_time = runner.texts_in_time(length)
     return json_response(
         {
             "model_id": manifest().model,
@@ -189,10 +191,11 @@ def info() -> Response:
             "model_dtype": encoder().model_folder.precision,
             "model_type": {"embedding": {"pooling": manifest().pooling}},
             "max_concurrent_requests": limits.max_queue + limits.capacity + 1,
-            "max_input_length": encoder().max_length,
-            "max_batch_tokens": encoder().max_length,  # one text at a time
+            "max_input_length": length,
+            "max_batch_tokens": length,  # one text at a time
             "max_batch_requests": 1,
-            "max_client_batch_size": limits.max_texts,
+            # of the longest texts as many as are computed in time: a client that fills it gets its answer
+            "max_client_batch_size": limits.max_texts if in_time is None else max(1, min(limits.max_texts, in_time)),
             "auto_truncate": True,
             "tokenization_workers": limits.capacity,
             "version": VERSION,

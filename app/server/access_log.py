@@ -20,8 +20,10 @@ ROUND_SECONDS = 0.1
 MAX_REJECTION_LINES = 100
 # Lines that wait for a slow reader, bytes; then the newest are dropped and counted.
 MAX_WAITING_BYTES = 4 * 1024 * 1024
+# Lines that are written together, bytes: what a pipe takes as one piece, whoever else writes into it (PIPE_BUF).
+PIECE_BYTES = 4096
 # Time that the last lines have to be read when the process ends, seconds.
-LAST_SECONDS = 0.5
+LAST_SECONDS = 0.3
 REJECTED, _ = status_and_code(QueueFull(0))
 
 
@@ -77,7 +79,9 @@ class LineWriter:
     """Writes lines to stderr in a native thread: a reader that is slow, or gone, holds up nobody."""
 
     def __init__(self) -> None:
-        self._lines: SimpleQueue[bytes | None] = SimpleQueue()
+        self._lines: deque[bytes] = deque()
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._is_awake = False
         self._added_bytes = self._written_bytes = self._dropped = 0  # each is changed by one thread only
         start_native_thread(self._run, ())
 
@@ -91,7 +95,10 @@ class LineWriter:
             dropped, self._dropped = self._dropped, 0
             logs.write("WARNING", f"{dropped} log lines were dropped: nobody read them in time", {"dropped": dropped})
         self._added_bytes += len(line)
-        self._lines.put(line)
+        self._lines.append(line)
+        if not self._is_awake:  # a thread that wakes for each line takes the interpreter's lock from those that compute
+            self._is_awake = True
+            self._wake.put(None)
 
     def close(self) -> None:
         """Wait until everything is written, for LAST_SECONDS at most."""
@@ -100,7 +107,13 @@ class LineWriter:
             gevent.sleep(0.01)
 
     def _run(self) -> None:
-        while line := self._lines.get():
-            with suppress(OSError):  # nobody reads it any more
-                os.write(2, line)
-            self._written_bytes += len(line)
+        while True:
+            self._wake.get()
+            self._is_awake = False
+            while self._lines:
+                piece = self._lines.popleft()
+                while self._lines and len(piece) + len(self._lines[0]) <= PIECE_BYTES:
+                    piece += self._lines.popleft()
+                with suppress(OSError):  # nobody reads it any more
+                    os.write(2, piece)
+                self._written_bytes += len(piece)

@@ -1,5 +1,6 @@
 """Connection: a client's socket with limits of time and bytes, as Gunicorn's parser and response use it."""
 
+import errno
 import socket
 import time
 from contextlib import suppress
@@ -7,38 +8,37 @@ from enum import Enum
 from typing import Any
 
 import gevent
+from gevent.lock import Semaphore
 from gunicorn.http.errors import LimitRequestHeaders
 
-from app.errors import QueueFull
+from app.errors import TooManyBytes
+from app.server.turns import let_others_go_on
 from app.settings import RECEIVE_SECONDS
 
 # Longest head of a request, bytes: Gunicorn looks through all of it at each packet.
 MAX_HEAD_BYTES = 64 * 1024
-# Packets of one request from which on their number is limited: bytes one by one would cost more than what they say.
+# Largest body that is read after an error to keep the connection, and that no lack of memory refuses, bytes.
+SMALL_BODY_BYTES = 64 * 1024
+# Packets of one request from which on small ones wait for a turn, all clients' together one in PACKET_SECONDS: bytes
+# one by one would cost more than what they say. Meanwhile the kernel joins them.
 FREE_PACKETS = 50
-PACKET_SECONDS = 0.005
+PACKET_SECONDS = 0.002
 # Slowest reader of a response, bytes per second; each response has RECEIVE_SECONDS besides.
 MIN_BYTES_PER_SECOND = 50_000
+# A client that leaves a part of its response unread for so long makes room for others, where there is none left; 1 MB/s
+# is five times as fast.
+STALLED_SECONDS = 2
 
 
 class State(Enum):
-    """What a connection does. Where there are too many, those of the first states are closed first."""
+    """State of a connection. Where there are too many, those of the first states are closed first."""
 
     NEW = 1  # has never sent a byte
     IDLE = 2  # waits for its next request
     HEAD = 3  # sends the head of a request
     BODY = 4  # sends a body
-    SERVED = 5  # is computed for, or answered
-
-
-class TooManyBytes(QueueFull):
-    """The bodies of requests that are not answered yet take too much memory."""
-
-    def __init__(self, limit: int) -> None:
-        Exception.__init__(
-            self, f"The requests that wait already have over {limit} bytes in their bodies. Try again later."
-        )
-        self.param = None
+    SENDING = 5  # reads the next part of a response, or does not
+    SERVED = 6  # is computed for
 
 
 class Connections(dict[State, dict["Connection", None]]):
@@ -47,6 +47,7 @@ class Connections(dict[State, dict["Connection", None]]):
     def __init__(self, max_received_bytes: int) -> None:
         super().__init__((state, {}) for state in State)
         self.received_bytes = 0
+        self.small_packet = Semaphore()
         self.max_received_bytes = max_received_bytes
 
     @property
@@ -57,13 +58,15 @@ class Connections(dict[State, dict["Connection", None]]):
     @property
     def served(self) -> int:
         """Connections with a request that is being received, computed or answered."""
-        return len(self[State.BODY]) + len(self[State.SERVED])
+        return sum(len(self[state]) for state in (State.BODY, State.SENDING, State.SERVED))
 
     def close_one(self) -> None:
-        """Close the connection that is missed the least; none that is served."""
-        for state in (State.NEW, State.IDLE, State.HEAD, State.BODY):
+        """Close the connection that is missed the least; none that is computed for, or reads its response."""
+        for state in (State.NEW, State.IDLE, State.HEAD, State.BODY, State.SENDING):
             if self[state]:
-                next(iter(self[state])).end()
+                first = next(iter(self[state]))
+                if state is not State.SENDING or first.is_stalled():
+                    first.end()
                 return
 
     def close_idle(self) -> None:
@@ -93,11 +96,8 @@ class Connection:
         self._state = State.NEW
         connections[State.NEW][self] = None
         self._until = self._send_until = 0.0  # when the time of this state, and of a response, is up
+        self._part_began = 0.0
         self._received = self._packets = self._body_bytes = self._sent = 0
-
-    @property
-    def state(self) -> State:
-        return self._state
 
     def _enter(self, state: State) -> None:
         self._connections[self._state].pop(self, None)
@@ -106,9 +106,12 @@ class Connection:
 
     def await_request(self, is_begun: bool) -> None:
         """Receive a head next. is_begun: whether some of it was received with the request before."""
+        if is_begun:
+            let_others_go_on()  # bytes that are there already make no greenlet switch
         if is_begun or self._state is not State.NEW:
             self._enter(State.HEAD if is_begun else State.IDLE)
-        self._forget_received()
+        self.forget_received()
+        self._sent = 0
         self.arrived = time.monotonic()
         self._until = self.arrived + (RECEIVE_SECONDS if is_begun else self._idle_seconds)
 
@@ -116,7 +119,6 @@ class Connection:
         """Receive a body, if there is one, and then serve; until: in seconds of time.monotonic()."""
         self._enter(State.SERVED)
         self._until = until
-        self._sent = 0
 
     def recv(self, size: int) -> bytes:
         """Receive bytes of a request; none when the client has ended, or the time for them has.
@@ -128,9 +130,11 @@ class Connection:
         is_head = self._state in (State.NEW, State.IDLE, State.HEAD)
         if not is_head:
             self._enter(State.BODY)
+            let_others_go_on(is_small=not self._body_bytes)
         self._packets += 1
         if self._packets > FREE_PACKETS and self._received < self._packets * 1000:
-            gevent.sleep(PACKET_SECONDS)
+            with self._connections.small_packet:
+                gevent.sleep(PACKET_SECONDS)
         seconds = self._until - time.monotonic()
         data = self._recv(size, seconds if is_head else min(seconds, RECEIVE_SECONDS))
         self._received += len(data)
@@ -145,9 +149,16 @@ class Connection:
         self._enter(State.SERVED)
         self._body_bytes += len(data)
         self._connections.received_bytes += len(data)
-        if self._connections.received_bytes > self._connections.max_received_bytes:
+        if self._connections.received_bytes > self._connections.max_received_bytes and self._is_largest_body():
             raise TooManyBytes(self._connections.max_received_bytes)
         return data
+
+    def _is_largest_body(self) -> bool:
+        """Return whether no other client has sent more of a body that is not all there; else end that one."""
+        largest = max([self, *self._connections[State.BODY]], key=lambda connection: connection._body_bytes)
+        if largest is not self:
+            largest.end()
+        return largest is self and self._body_bytes > SMALL_BODY_BYTES
 
     def _recv(self, size: int, seconds: float) -> bytes:
         self._socket.settimeout(max(0.001, seconds))
@@ -161,6 +172,11 @@ class Connection:
             if self._state in (State.NEW, State.IDLE) or self._state is State.BODY and time.monotonic() >= self._until:
                 return b""
             raise
+        except OSError as error:
+            if error.errno != errno.EBADF:  # gevent's, where `end` or `end_receiving` shut down what is waited for
+                raise
+            self.has_ended = True
+            return b""
 
     def sendall(self, data: bytes) -> None:
         """Send a part of a response.
@@ -168,14 +184,25 @@ class Connection:
         Raises:
             TimeoutError: the client reads less than MIN_BYTES_PER_SECOND.
         """
-        now = time.monotonic()
+        if self._sent:
+            let_others_go_on()
+        self._enter(State.SENDING)
+        self._part_began = now = time.monotonic()
         if not self._sent:
             self._send_until = now + RECEIVE_SECONDS
         self._sent += len(data)
         self._socket.settimeout(max(0.001, self._send_until + self._sent / MIN_BYTES_PER_SECOND - now))
         self._socket.sendall(data)
 
-    send = sendall
+    def send_continue(self) -> None:
+        """Ask for the body of a request with `Expect: 100-continue`."""
+        self.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._sent = 0  # the response has its own time
+        self._enter(State.SERVED)
+
+    def is_stalled(self) -> bool:
+        """Return whether the client has left a part of its response unread for STALLED_SECONDS."""
+        return time.monotonic() - self._part_began > STALLED_SECONDS
 
     def is_gone(self) -> bool:
         """Return whether the client has disconnected. A half-close counts as one."""
@@ -203,17 +230,19 @@ class Connection:
 
         What it still sends is read for a while: unread bytes would make the kernel reset the connection.
         """
-        self._forget_received()
+        self.forget_received()
         until = time.monotonic() + linger_seconds
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
             while (seconds := until - time.monotonic()) > 0:
+                let_others_go_on()
                 self._socket.settimeout(seconds)
                 if not self._socket.recv(64 * 1024):
                     break
         self._connections[self._state].pop(self, None)
         self._socket.close()
 
-    def _forget_received(self) -> None:
+    def forget_received(self) -> None:
+        """Count the bytes of a request no longer: the app has no more use for them."""
         self._connections.received_bytes -= self._body_bytes
         self._received = self._packets = self._body_bytes = 0

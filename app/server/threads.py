@@ -1,5 +1,6 @@
 """Native threads for work that holds up gevent's hub; what comes of it is handed over in the hub."""
 
+import logging
 from _queue import SimpleQueue  # the native one: gevent's would block the hub
 from collections import deque
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from gevent import monkey
 from gevent.event import AsyncResult
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 # Called in the hub with what a function returned, or with what it raised.
 Done = Callable[[Any, BaseException | None], None]
 
@@ -17,12 +19,15 @@ start_native_thread = monkey.get_original("_thread", "start_new_thread")
 
 
 class NativeThreads:
-    """So many threads, which nobody waits for when the process ends.
+    """Native threads that nobody waits for when the process ends.
 
     gevent.threadpool makes a watcher for each call and may block the hub; one watcher for all calls costs a tenth.
+
+    running: calls whose outcome is not handed over yet.
     """
 
     def __init__(self, count: int) -> None:
+        self.running = 0
         self._calls: SimpleQueue[tuple[Callable[[], Any], Done]] = SimpleQueue()
         self._outcomes: deque[tuple[Done, Any, BaseException | None]] = deque()
         self._wake = gevent.get_hub().loop.async_()
@@ -32,6 +37,7 @@ class NativeThreads:
 
     def spawn(self, function: Callable[[], Any], done: Done) -> None:
         """Call function() in one of the threads, then done(value, error) in the hub, where it must not block."""
+        self.running += 1
         self._calls.put((function, done))
 
     def apply(self, function: Callable[[], T]) -> T:
@@ -58,4 +64,8 @@ class NativeThreads:
     def _hand_over(self) -> None:
         while self._outcomes:
             done, value, error = self._outcomes.popleft()
-            done(value, error)
+            self.running -= 1
+            try:
+                done(value, error)
+            except Exception:  # the other outcomes are handed over all the same
+                logger.exception("unexpected error")

@@ -3,42 +3,29 @@
 README.md in this folder lists what is used of Gunicorn.
 """
 
-import re
-import resource
 import time
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import gevent
 import gunicorn.http
-import gunicorn.http.message
 import gunicorn.http.wsgi
-import gunicorn.util
 from gevent.pool import Pool
 from gevent.server import StreamServer
-from gunicorn.http.errors import (
-    ExpectationFailed,
-    InvalidResponseHeader,
-    LimitRequestHeaders,
-    LimitRequestLine,
-    NoMoreData,
-    ParseException,
-    UnsupportedTransferCoding,
-)
 from gunicorn.workers.ggevent import GeventWorker
 
-from app import access, logs, metrics
+from app import logs, metrics
 from app.context import CONTEXT, RequestContext
-from app.errors import BootError, QueueFull, ServiceError
-from app.http_errors import CLIENT_CLOSED_REQUEST, INTERNAL_ERROR, RETRY_AFTER, error_body, status_and_code
+from app.errors import QueueFull, ServiceError
+from app.http_errors import CLIENT_CLOSED_REQUEST, RETRY_AFTER, error_body, status_and_code
+from app.server import http
 from app.server.access_log import AccessLog, LineWriter
 from app.server.connection import MAX_HEAD_BYTES, Connection, Connections
+from app.server.open_files import MIN_CONNECTIONS, connections_allowed
 from app.server.scheduler import Scheduler
-from app.settings import RECEIVE_SECONDS
 
 # Time that a stopping worker keeps idle connections for a request on its way, and reads on after an error, seconds.
 LINGER_SECONDS = 2
@@ -47,41 +34,10 @@ LAST_LINGER_SECONDS = 0.5  # within ANSWER_SECONDS, when the worker stops
 ANSWER_SECONDS = 1.5
 # Interval of the heartbeat, and of the check for a signal to stop, seconds.
 BEAT_SECONDS = 0.25
-# Largest body that is read after an error to keep the connection, bytes.
-SMALL_BODY_BYTES = 64 * 1024
 # Memory for bodies of unanswered requests, in bodies of MAX_BODY_BYTES.
 MAX_LARGE_BODIES = 8
-# Files a worker may open besides connections, and the fewest connections it can work with.
-SPARE_FILES, MIN_CONNECTIONS = 16, 8
 # Interval between looks at the model's files, seconds.
 MODEL_CHECK_SECONDS = 20
-
-
-class Response(gunicorn.http.wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
-    """Gunicorn's response, whose head waits for the beginning of the body: one packet wakes the client once."""
-
-    head = b""
-    headers_sent: bool
-
-    def send_headers(self) -> None:
-        if not self.headers_sent:
-            lines = [*self.default_headers(), *(f"{name}: {value}\r\n" for name, value in self.headers), "\r\n"]
-            self.head = "".join(lines).encode("latin-1")
-            self.headers_sent = True
-
-    def _emit_body(self, data: bytes) -> None:
-        if self.chunked:
-            self.sock.sendall(self.head)
-            gunicorn.util.write_chunk(self.sock, data)
-        else:
-            self.sock.sendall(self.head + data)
-        self.head = b""
-
-    def close(self) -> None:
-        self.send_headers()
-        if self.head:  # there is no body
-            self.sock.sendall(self.head)
-        super().close()
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -89,6 +45,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     alive: bool
     worker_connections: int
+    stopped = 0.0  # when it was told to stop, in seconds of time.monotonic()
 
     def open(self) -> None:
         """Open the encoder in this process, and connect the app with this worker.
@@ -98,12 +55,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """
         app = self.wsgi
         self.encoder, settings = app.extensions["encoder"], app.extensions["settings"]
-        self.worker_connections = min(self.worker_connections, _spare_files())
-        if self.worker_connections < MIN_CONNECTIONS:
-            raise BootError(
-                f"The limit of open files (ulimit -n) leaves room for {max(0, self.worker_connections)} connections; "
-                f"raise it by {MIN_CONNECTIONS - self.worker_connections} or more."
-            )
+        self.worker_connections = min(self.worker_connections, connections_allowed())
         self.encoder.open()
         metrics.start_worker(settings.capacity, settings.max_queue)
         self.settings = settings
@@ -118,46 +70,59 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def run(self) -> None:
         """Serve until told to stop; then answer what was admitted, in time or with 503, and end."""
-        for function in (self.access_log.run, self._watch_model):
-            gevent.spawn(function)
+        gevent.spawn(self.access_log.run)
+        gevent.spawn(self._watch_model)
         # A little more than the limit: it is up to Connections.close_one who goes.
         pool = Pool(self.worker_connections + MIN_CONNECTIONS // 2)
-        servers = [StreamServer(listener, partial(self.handle, listener), spawn=pool) for listener in self.sockets]
+        servers = [StreamServer(port, partial(self.handle, port.getsockname()), spawn=pool) for port in self.sockets]
         for server in servers:
             if self.cfg.workers > 1:
                 server.max_accept = 1
             server.start()
         while self.alive:
             self.notify()
-            self._count_gauges()
+            metrics.set_load(self.scheduler.waiting, self.connections.served)
             gevent.sleep(BEAT_SECONDS)
         for server in servers:
             server.stop_accepting()
-            while accepted := server.do_read():  # those are connected already, as far as their clients know
-                server.do_handle(*accepted)
+            with suppress(OSError):
+                while not server.full() and (accepted := server.do_read()):  # connected already, as its client knows
+                    server.do_handle(*accepted)
             server.close()
         self._shut_down()
 
+    def handle_exit(self, signal: int, frame: Any) -> None:
+        """Stop accepting new connections soon, and note when that was asked for."""
+        super().handle_exit(signal, frame)
+        self.stopped = self.stopped or time.monotonic()
+        if self.booted:
+            self.scheduler.end = self.stopped + self.cfg.graceful_timeout - ANSWER_SECONDS
+
     def _shut_down(self) -> None:
         now = time.monotonic()
-        end = now + self.cfg.graceful_timeout - ANSWER_SECONDS
+        self.stopped = self.stopped or now
+        end = self.stopped + self.cfg.graceful_timeout - ANSWER_SECONDS
         self.scheduler.shut_down(end)
-        gevent.spawn_later(LINGER_SECONDS, self.connections.close_idle)
-        gevent.spawn_later(end - now, self.connections.end_receiving)
-        while self.connections.count and time.monotonic() < now + self.cfg.graceful_timeout:
+        gevent.spawn_later(max(0, end - now), self.connections.end_receiving)
+        last = self.stopped + self.cfg.graceful_timeout - LAST_LINGER_SECONDS
+        while self.connections.count and time.monotonic() < last:
             self.notify()
+            if time.monotonic() > now + LINGER_SECONDS:
+                self.connections.close_idle()
             gevent.sleep(0.02)
+        self.scheduler.expire()  # what nobody waits for
+        while self.scheduler.running and time.monotonic() < last:
+            gevent.sleep(0.01)
         self._count()
         self.writer.close()
 
-    def handle(self, listener: Any, client: Any, address: Any) -> None:
+    def handle(self, server: Any, client: Any, address: Any) -> None:
         """Serve one connection, in a greenlet of its own."""
         if self.connections.count >= self.worker_connections:
             self.connections.close_one()
         idle_seconds = self.cfg.keepalive if self.alive else LAST_LINGER_SECONDS
         connection = Connection(client, self.connections, idle_seconds)
         parser = gunicorn.http.get_parser(self.cfg, connection, address)
-        server = listener.getsockname()
         try:
             while self._serve(connection, parser, address, server):
                 pass
@@ -175,41 +140,49 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         connection.await_request(bool(received))
         try:
             request = next(parser)
-            _check(request)
+            http.check(request)
         except (StopIteration, ConnectionError):
             return False
         except Exception as error:
             self._reject_unread(connection, address, error)
             return False
+        request.body.reader.limit_trailer_section = MAX_HEAD_BYTES  # Gunicorn's own limit is 800 kB
         connection.await_body(connection.arrived + self.scheduler.deadline_seconds)
         expects, request._expected_100_continue = request._expected_100_continue, False
-        response, environ = gunicorn.http.wsgi.create(request, connection, address, server, self.cfg, Response)
-        environ["wsgi.multithread"] = True
+        response, environ = gunicorn.http.wsgi.create(request, connection, address, server, self.cfg, http.Response)
         if not request.path.isascii():  # Gunicorn encodes once more what came without percent signs
             environ["PATH_INFO"] = unquote_to_bytes(request.path.encode("latin-1")).decode("latin-1")
         context = environ[CONTEXT] = RequestContext(connection.arrived)
         context.read_environ(environ)
         path = "/" + context.path.lstrip("/")  # as werkzeug reads it
         context.error_fields = self.wsgi.extensions["error_fields"].get(path)
-        computes = context.method not in ("GET", "HEAD", "OPTIONS") or path == "/embed"
+        computes = context.method not in ("GET", "HEAD", "OPTIONS") or path == "/embed" and context.method != "OPTIONS"
         if computes and self.scheduler.waiting >= self.settings.max_queue:
+            if expects:  # its body may never come
+                response.force_close()
             self._reject(response, context, environ, QueueFull(self.settings.max_queue))
         else:
             if expects:
-                connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                connection.send_continue()
             self._answer(response, context, environ, connection)
-        return not response.should_close() and bool(parser.finish_body())
+        try:
+            return not response.should_close() and bool(parser.finish_body())
+        except ServiceError:  # too many bytes
+            return False
 
     def _answer(self, response: Any, context: RequestContext, environ: dict[str, Any], connection: Connection) -> None:
         """Call the app and send what it answers."""
         context.runner = job = self.scheduler.job(context.arrived, connection.is_gone)
         context.stages["queue"] = time.monotonic() - context.arrived
-        body = self.wsgi(environ, response.start_response)
-        job.end()
+        try:
+            body = self.wsgi(environ, response.start_response)
+        finally:
+            job.end()
+            connection.forget_received()
         status = response.status_code
         # A large body is not read after an error.
         is_read = status < HTTPStatus.BAD_REQUEST and context.method == "POST"
-        if not self.alive or connection.has_ended or not (is_read or _has_small_body(environ)):
+        if not self.alive or connection.has_ended or not (is_read or http.has_small_body(environ)):
             response.force_close()
         try:
             for part in body:
@@ -231,46 +204,35 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         status, context.error = status_and_code(error)
         if context.path in self.paths:
             context.route = context.path
-        if not self.alive or not _has_small_body(environ):
+        if not self.alive or not http.has_small_body(environ):
             response.force_close()
         body = error_body(context, status, str(error), context.error)
-        headers = self._headers(context, environ.get("HTTP_ORIGIN", ""))
+        headers = http.error_headers(context, self.settings.cors_origins, environ.get("HTTP_ORIGIN", ""))
         headers |= {"Content-Length": str(len(body)), "Retry-After": str(RETRY_AFTER[context.error])}
         response.start_response(f"{status} {HTTPStatus(status).phrase}", [*headers.items()])
         with suppress(OSError):
-            response.write(body)
+            if context.method != "HEAD":
+                response.write(body)
             response.close()
         context.finish(status, response.sent)
         self.access_log.add(context)
 
     def _reject_unread(self, connection: Connection, address: Any, error: Exception) -> None:
         """Answer a request that cannot be read, without its bytes in the answer or in the log."""
-        status, message = _unreadable(error, self.cfg)
+        status, message = http.unreadable(error, self.cfg)
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:
             self.log.error("unexpected error", exc_info=error)
         context = RequestContext(connection.arrived)
         context.remote = str(address[0])
-        context.identify()
-        context.error = "request_timeout" if status == HTTPStatus.REQUEST_TIMEOUT else status.name.lower()
-        body = error_body(context, status, message, context.error)
-        headers = self._headers(context, "") | {"Content-Length": str(len(body)), "Connection": "close"}
-        head = f"HTTP/1.1 {status} {status.phrase}\r\n" + "".join(f"{name}: {headers[name]}\r\n" for name in headers)
+        response, body_bytes = http.unread_error(context, status, message, self.settings.cors_origins)
         with suppress(OSError):
-            connection.sendall(f"{head}\r\n".encode("latin-1") + body)
-        context.finish(status, len(body))
+            connection.sendall(response)
+        context.finish(status, body_bytes)
         self.access_log.add(context)
 
-    def _headers(self, context: RequestContext, origin: str) -> dict[str, str]:
-        allowed = access.cors(self.settings.cors_origins, origin) if self.settings.cors_origins else {}
-        own = {"Content-Type": "application/json", "X-Request-Id": context.request_id}
-        return {**own, **access.SECURITY_HEADERS, access.CSP: access.CSP_DENY_ALL, **allowed}
-
     def _count(self) -> None:
-        self._count_gauges()
-        self.access_log.count()
-
-    def _count_gauges(self) -> None:
         metrics.set_load(self.scheduler.waiting, self.connections.served)
+        self.access_log.count()
 
     def _watch_model(self) -> None:
         """Measure the speed once, then check that the model's files stay as they were opened."""
@@ -278,58 +240,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self_check = self.encoder.not_ready_reason
         while True:
             gevent.sleep(MODEL_CHECK_SECONDS)
-            change = self.scheduler.offload(self.encoder.model_folder.changed)
-            self.encoder.not_ready_reason = self_check or change
-
-
-def _check(request: Any) -> None:
-    """Refuse what Gunicorn lets pass. https://www.rfc-editor.org/rfc/rfc9112#section-3.2-5 and #section-9.6"""
-    names = {name for name, _ in request.headers}
-    if request.version >= (1, 1) and "HOST" not in names:
-        raise ParseException("it has no Host header")
-    options = ",".join(value for name, value in request.headers if name == "CONNECTION").lower().split(",")
-    if "close" in (option.strip(" \t") for option in options):
-        request.force_close()
-
-
-def _has_small_body(environ: dict[str, Any]) -> bool:
-    """Return whether what the app left of the body can be read to keep the connection."""
-    return "HTTP_TRANSFER_ENCODING" not in environ and int(environ.get("CONTENT_LENGTH") or 0) <= SMALL_BODY_BYTES
-
-
-def _spare_files() -> int:
-    """Return how many connections the limit of open files leaves room for."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft - len([*Path("/proc/self/fd").iterdir()]) - SPARE_FILES
-
-
-def _unreadable(error: Exception, config: Any) -> tuple[HTTPStatus, str]:
-    """Return the status and the sentence for a request that never reaches the app."""
-    match error:
-        case LimitRequestLine():
-            limit = f"The URL is over the limit of {config.limit_request_line} bytes: send long texts with POST /embed."
-            return HTTPStatus.REQUEST_URI_TOO_LONG, limit
-        case LimitRequestHeaders():
-            fields, size = config.limit_request_fields, config.limit_request_field_size
-            limits = f"{fields} fields, or of {size} bytes in one of them, or of {MAX_HEAD_BYTES} bytes in all"
-            return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"The headers are over the limit of {limits}."
-        case TimeoutError():
-            return HTTPStatus.REQUEST_TIMEOUT, f"The request did not arrive within {RECEIVE_SECONDS} s."
-        case NoMoreData():
-            return HTTPStatus.BAD_REQUEST, "The request ends before its head does."
-        case UnsupportedTransferCoding():
-            status = HTTPStatus.NOT_IMPLEMENTED
-        case ExpectationFailed():
-            status = HTTPStatus.EXPECTATION_FAILED
-        case InvalidResponseHeader():
-            return HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR
-        case ParseException():
-            status = HTTPStatus.BAD_REQUEST
-        case _:
-            return HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR
-    return status, f"The request cannot be read: {str(error).rstrip('.')}."
-
-
-# Gunicorn has no setting for the request target, where it refuses what `curl 'host/embed?q=日本語'` sends, UTF-8
-# without percent signs.
-gunicorn.http.message.RFC9112_TARGET_INVALID = re.compile(r"[^\x21-\x7e\x80-\xff]")
+            try:
+                change = self.scheduler.offloaded.apply(self.encoder.model_folder.changed)
+            except Exception:  # look again
+                self.log.exception("unexpected error")
+            else:
+                self.encoder.not_ready_reason = self_check or change

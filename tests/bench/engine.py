@@ -25,7 +25,7 @@ Encode = Callable[[str], NDArray[np.float32]]
 
 def load(settings: Settings, file: str) -> Encoder:
     model_folder = ModelFolder.load(settings.model_dir, Path(file), settings.tokenizer_path)
-    encoder = Encoder.load(model_folder, max_length=settings.max_length, slots=cpu.available_cpus())
+    encoder = Encoder.load(model_folder, max_length=settings.max_length, threads=cpu.available_cpus())
     encoder.open()
     return encoder
 

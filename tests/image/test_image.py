@@ -93,7 +93,7 @@ def test_nothing_heavy_and_nothing_left_behind(added: dict[str, list[Any]]) -> N
         if "licenses" not in path.parts:
             assert not {"tests", "__pycache__", ".cache", ".git", "include"} & set(path.parts[5:]), path
         if not path.is_relative_to("/opt/bytecode"):
-            assert path.suffix not in (".pyc", ".a", ".h", ".pyi", ".pxd", ".map", ".whl"), path
+            assert path.suffix not in (".pyc", ".a", ".h", ".hpp", ".cpp", ".pyi", ".pxd", ".map", ".whl"), path
         assert path.name not in ("gcc", "cc", "git", "curl", "pip", "pip3"), path
 
 
@@ -132,6 +132,8 @@ def test_what_is_imported() -> None:
     """A start finds every module's bytecode; a server that answered on every route has imported nothing heavy."""
     paths = [path for path, methods in openapi()["paths"].items() if "get" in methods]
     code = f"""
+from gevent import monkey
+monkey.patch_all()
 import _imp, importlib.util, json, os, sys
 def is_fast(module):
     if not getattr(module, "__cached__", None):
@@ -161,6 +163,8 @@ def openapi() -> dict[str, Any]:
     return dict(yaml.safe_load((ROOT / "app/openapi.yml").read_text()))
 
 
+# What GET /info tells of the measured speed differs from server to server.
+MEASURED = re.compile(rb'"max_client_batch_size":\d+')
 # Headers whose values differ from answer to answer; the order of the methods in Allow is not fixed.
 CHANGING = ("Allow", "Date", "X-Request-Id", "Server-Timing")
 REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
@@ -205,8 +209,10 @@ def test_nothing_is_missing(served: Container, whole: Server, method: str, path:
     """The image answers as a server does whose packages are whole: status, bit for bit the body, and headers."""
     answers = [requests.request(method, f"{server.url}{path}", timeout=60, **body) for server in (served, whole)]
     assert answers[0].status_code == answers[1].status_code
-    assert answers[0].content == answers[1].content
-    if "/assets/" not in path:  # these tell the files' times, and a JavaScript's type as the system names it
+    contents = [MEASURED.sub(b"", answer.content) for answer in answers]
+    assert contents[0] == contents[1]
+    # Assets have the files' times, and a JavaScript's type as the system names it; /info has the length of its number.
+    if "/assets/" not in path and path != "/info":
         kept = [{name: "" if name in CHANGING else value for name, value in a.headers.items()} for a in answers]
         assert kept[0] == kept[1]
 

@@ -1,0 +1,117 @@
+"""HTTP beside the app: what Gunicorn's parser and response lack, and errors of requests that never reach the app."""
+
+import re
+from http import HTTPStatus
+from typing import Any
+
+import gunicorn.http.message
+import gunicorn.http.wsgi
+import gunicorn.util
+from gunicorn.http.errors import (
+    ExpectationFailed,
+    InvalidResponseHeader,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    NoMoreData,
+    ParseException,
+    UnsupportedTransferCoding,
+)
+
+from app import access
+from app.context import RequestContext
+from app.http_errors import INTERNAL_ERROR, error_body
+from app.server.connection import MAX_HEAD_BYTES, SMALL_BODY_BYTES
+from app.settings import RECEIVE_SECONDS
+
+
+class Response(gunicorn.http.wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
+    """Gunicorn's response, whose head waits for the beginning of the body: one packet wakes the client once."""
+
+    head = b""
+    headers_sent: bool
+
+    def send_headers(self) -> None:
+        if not self.headers_sent:
+            lines = [*self.default_headers(), *(f"{name}: {value}\r\n" for name, value in self.headers), "\r\n"]
+            self.head = "".join(lines).encode("latin-1")
+            self.headers_sent = True
+
+    def _emit_body(self, data: bytes) -> None:
+        if self.chunked:
+            self.sock.sendall(self.head)
+            gunicorn.util.write_chunk(self.sock, data)
+        else:
+            self.sock.sendall(self.head + data)
+        self.head = b""
+
+    def close(self) -> None:
+        self.send_headers()
+        if self.head:  # there is no body
+            self.sock.sendall(self.head)
+        super().close()
+
+
+def check(request: Any) -> None:
+    """Refuse what Gunicorn lets pass. https://www.rfc-editor.org/rfc/rfc9112#section-3.2-5 and #section-9.6"""
+    names = {name for name, _ in request.headers}
+    if request.version >= (1, 1) and "HOST" not in names:
+        raise ParseException("it has no Host header")
+    options = ",".join(value for name, value in request.headers if name == "CONNECTION").lower().split(",")
+    if "close" in (option.strip(" \t") for option in options):
+        request.force_close()
+
+
+def has_small_body(environ: dict[str, Any]) -> bool:
+    """Return whether what the app left of the body can be read to keep the connection."""
+    return "HTTP_TRANSFER_ENCODING" not in environ and int(environ.get("CONTENT_LENGTH") or 0) <= SMALL_BODY_BYTES
+
+
+def unreadable(error: Exception, config: Any) -> tuple[HTTPStatus, str]:
+    """Return the status and the sentence for a request that never reaches the app."""
+    match error:
+        case LimitRequestLine():
+            limit = f"The URL is over the limit of {config.limit_request_line} bytes: send long texts with POST /embed."
+            return HTTPStatus.REQUEST_URI_TOO_LONG, limit
+        case LimitRequestHeaders():
+            fields, size = config.limit_request_fields, config.limit_request_field_size
+            limits = f"{fields} fields, or of {size} bytes in one of them, or of {MAX_HEAD_BYTES} bytes in all"
+            return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"The headers are over the limit of {limits}."
+        case TimeoutError():
+            return HTTPStatus.REQUEST_TIMEOUT, f"The request did not arrive within {RECEIVE_SECONDS} s."
+        case NoMoreData():
+            return HTTPStatus.BAD_REQUEST, "The request ends before its head does."
+        case UnsupportedTransferCoding():
+            status = HTTPStatus.NOT_IMPLEMENTED
+        case ExpectationFailed():
+            status = HTTPStatus.EXPECTATION_FAILED
+        case InvalidResponseHeader():
+            return HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR
+        case ParseException():
+            status = HTTPStatus.BAD_REQUEST
+        case _:
+            return HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR
+    return status, f"The request cannot be read: {str(error).rstrip('.')}."
+
+
+def error_headers(context: RequestContext, cors_origins: tuple[str, ...], origin: str) -> dict[str, str]:
+    """Return the headers of an error, as the app's own responses have them. origin: of the page that asks, if any."""
+    allowed = access.cors(cors_origins, origin) if cors_origins else {}
+    own = {"Content-Type": "application/json", "X-Request-Id": context.request_id}
+    return {**own, **access.SECURITY_HEADERS, access.CSP: access.CSP_DENY_ALL, **allowed}
+
+
+def unread_error(
+    context: RequestContext, status: HTTPStatus, message: str, cors_origins: tuple[str, ...]
+) -> tuple[bytes, int]:
+    """Return the whole response to a request that cannot be read, without its bytes, and the length of its body."""
+    context.identify()
+    context.error = "request_timeout" if status == HTTPStatus.REQUEST_TIMEOUT else status.name.lower()
+    body = error_body(context, status, message, context.error)
+    headers = error_headers(context, cors_origins, "") | {"Content-Length": str(len(body)), "Connection": "close"}
+    head = f"HTTP/1.1 {status} {status.phrase}\r\n" + "".join(f"{name}: {headers[name]}\r\n" for name in headers)
+    return f"{head}\r\n".encode("latin-1") + body, len(body)
+
+
+# Gunicorn has no setting for the request target, where it refuses what `curl 'host/embed?q=日本語'` sends, UTF-8
+# without percent signs.
+gunicorn.http.message.RFC9112_TARGET_INVALID = re.compile(r"[^\x21-\x7e\x80-\xff]")
