@@ -38,7 +38,7 @@ DEAD_WEIGHT = {
     "tests": "**/tests gevent/testing jsonschema/benchmarks",
     "for type checkers and compilers": "**/*.pyi **/*.pxd",
     "greenlet's and zope.interface's sources": (
-        "greenlet/*.cpp greenlet/*.hpp greenlet/*.h greenlet/platform zope/interface/*.c"
+        "greenlet/*.[ch]pp greenlet/*.h greenlet/platform ../../../include/site/*/greenlet zope/interface/*.c"
     ),
     "commands that nobody runs in a container": "../../../bin/*onnx* ../../../bin/f2py ../../../bin/numpy-config",
 }
