@@ -24,6 +24,10 @@ from app.server.turns import let_others_go_on
 T = TypeVar("T")
 # Requests queued longer than this are checked for a disconnected client before they start, seconds.
 DISCONNECT_CHECK_SECONDS = 0.2
+# Time without lone rows from which on large requests may have a row ready beside those that run, seconds. With it
+# batches of 32 are 1.1 times as fast, and a short text beside two large requests takes 1.8 times as long as alone
+# instead of 1.45 times.
+QUIET_SECONDS = 0.1
 # Part of a deadline that a batch should fill at the most, where a client asks how large it may be.
 MARGIN = 0.8
 
@@ -33,8 +37,8 @@ class Scheduler:
 
     Requests take turns in the order of their tickets. A request of many rows draws a new ticket for each row, so that
     a thousand texts do not hold up one. The rows of large requests fill all CPUs, and one lone row runs beside them: it
-    does not wait for a page to end. One row more than can run is given to the native threads, so that no CPU idles
-    while the hub is at work: batches of 32 texts get 1.1 times as many vectors.
+    does not wait for a page to end. One row more than can run may be given to the native threads, so that no CPU
+    idles while the hub is at work.
 
     compute: called with the token ids of the rows a thread takes. capacity: CPUs to use.
     """
@@ -51,6 +55,7 @@ class Scheduler:
         self._lone: deque[Batch] = deque()
         self._large: deque[Batch] = deque()
         self.preparing = 0
+        self._last_lone = 0.0  # when one was submitted, in seconds of time.monotonic()
         self._speed = Speed()
         self.end = float("inf")  # of all deadlines
 
@@ -89,7 +94,11 @@ class Scheduler:
     def submit(self, batch: Batch) -> None:
         """Put the rows of a request into the queue."""
         batch.ticket = self._next_ticket()
-        (self._lone if len(batch.rows) == 1 else self._large).append(batch)
+        if len(batch.rows) == 1:
+            self._last_lone = time.monotonic()
+            self._lone.append(batch)
+        else:
+            self._large.append(batch)
         self._dispatch()
 
     def discard(self, batch: Batch) -> None:
@@ -128,7 +137,8 @@ class Scheduler:
             queues = []
             if self._lone and busy <= self._capacity + (not large and not self._large):
                 queues.append(self._lone)
-            if self._large and large <= self._capacity and busy <= self._capacity:
+            most_large = self._capacity + (time.monotonic() - self._last_lone > QUIET_SECONDS)
+            if self._large and large < most_large and busy <= self._capacity:
                 queues.append(self._large)
             if not queues:
                 return None
