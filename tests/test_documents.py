@@ -268,7 +268,7 @@ APP = {
 
 
 def test_the_build_imports_the_engine_only() -> None:
-    """Of app/, nothing else: so an edit of the server or of a route proves no model anew."""
+    """The engine needs nothing else of app/: an edit of the server or of a route proves no model anew."""
     used = {name for path in ROOT.glob("build/**/*.py") for name in imports(path) if of(name, "app")}
     assert used and [name for name in used if not of(name, "app.engine")] == []
 

@@ -76,7 +76,7 @@ def test_contract() -> None:
 
 
 def is_there(name: str) -> bool:
-    """Whether it is in the installed package, and takes these parameters first."""
+    """Return whether it is in the installed package, and takes these parameters first."""
     dotted, has_parameters, parameters = name.rstrip(")").partition("(")
     owner, last = resolved(dotted)
     if not hasattr(owner, last):
@@ -105,7 +105,7 @@ def resolved(dotted: str) -> tuple[Any, str]:
 
 
 def is_set(owner: Any, name: str) -> bool:
-    """Whether a class sets it on its instances, or a module's source has it as a string."""
+    """Return whether a class sets it on its instances, or a module's source has it as a string."""
     if inspect.ismodule(owner):
         return f"'{name}'" in inspect.getsource(owner).replace('"', "'")
     if not inspect.isclass(owner):  # Config, whose settings are all that it has

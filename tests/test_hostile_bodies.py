@@ -44,7 +44,7 @@ ITEMS = {
     "strings and numbers": b'"a",1.5,',
     "two strings in a list": b'["a","a"],',
 }
-# What is right for a list, item by item, and far too many.
+# Right items of a list, far too many of them.
 TOO_MANY = [(*field, b'"a",') for field in [*FIELDS[:4], FIELDS[6], FIELDS[8]]] + [
     (*FIELDS[1], b"[1],"),
     (*FIELDS[4], b"[1],"),

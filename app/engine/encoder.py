@@ -204,14 +204,7 @@ class Encoder:
         runner.run_all(cut, vectors.__setitem__)
         in_order = [vectors[index] for index in range(len(rows))]
         inference_seconds = time.monotonic() - began
-        return Embeddings(
-            in_order,
-            self.dimension,
-            lengths,
-            truncated,
-            inference_seconds=inference_seconds,
-            queue_seconds=runner.queue_seconds,
-        )
+        return Embeddings(in_order, self.dimension, lengths, truncated, 0.0, inference_seconds, runner.queue_seconds)
 
     def _ready(self, texts: int, runner: Runner | None) -> Runner:
         """Open what is not open, and refuse what cannot be answered right, or in time. Returns who computes."""

@@ -163,7 +163,7 @@ def openapi() -> dict[str, Any]:
     return dict(yaml.safe_load((ROOT / "app/openapi.yml").read_text()))
 
 
-# What GET /info tells of the measured speed differs from server to server.
+# The measured speed in GET /info differs from server to server.
 MEASURED = re.compile(rb'"max_client_batch_size":\d+')
 # Headers whose values differ from answer to answer; the order of the methods in Allow is not fixed.
 CHANGING = ("Allow", "Date", "X-Request-Id", "Server-Timing")
