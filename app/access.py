@@ -49,7 +49,7 @@ def register(app: Flask, settings: Settings) -> None:
         if context.stages:
             headers.add("Server-Timing", context.server_timing())
         if settings.cors_origins:
-            headers.extend(cors(settings.cors_origins, request.headers.get("Origin", "")))
+            headers.extend(cors(settings.cors_origins, context.origin))
             if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
                 headers["Access-Control-Allow-Methods"] = "GET, POST"
                 asked = request.headers.get("Access-Control-Request-Headers", "")

@@ -31,7 +31,7 @@ class RequestContext:
 
     route: the app's rule, or OTHER. stages: duration of each of STAGES that the request went through.
     runner: computes for this request; None where the encoder's own does.
-    error_fields: of the dialect.
+    error_fields: of the dialect. origin: of the page that asks, if any.
     """
 
     STAGES = ("queue", "tokenize", "inference", "serialize")
@@ -50,6 +50,7 @@ class RequestContext:
         self.remote = ""
         self.forwarded_for = ""
         self.user_agent = ""
+        self.origin = ""
         self.status = 0
         self.error = ""
         self.request_bytes = 0
@@ -71,6 +72,7 @@ class RequestContext:
         self.remote = environ.get("REMOTE_ADDR", "")
         self.forwarded_for = environ.get("HTTP_X_FORWARDED_FOR", "")
         self.user_agent = environ.get("HTTP_USER_AGENT", "")
+        self.origin = environ.get("HTTP_ORIGIN", "")
         length = environ.get("CONTENT_LENGTH") or ""
         self.request_bytes = int(length) if LENGTH.fullmatch(length) else 0
         self.identify(environ.get("HTTP_X_REQUEST_ID", ""))

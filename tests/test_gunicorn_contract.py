@@ -25,9 +25,11 @@ gevent.server.StreamServer(listener,handle) gevent.server.StreamServer.close() g
 gevent.server.StreamServer.do_read() gevent.server.StreamServer.max_accept gevent.server.StreamServer.start()
 gevent.server.StreamServer.stop_accepting() gevent.sleep(seconds) gevent.socket.socket.recv gevent.socket.socket.sendall
 gevent.socket.socket.settimeout gevent.socket.socket.shutdown gevent.spawn gevent.spawn_later
-gunicorn.app.base.BaseApplication.wsgi() gunicorn.arbiter.Arbiter.WORKER_BOOT_ERROR gunicorn.arbiter.Arbiter.app
+gunicorn.SERVER gunicorn.app.base.BaseApplication.wsgi() gunicorn.arbiter.Arbiter.WORKER_BOOT_ERROR
+gunicorn.arbiter.Arbiter.app
 gunicorn.arbiter.GUNICORN_FD gunicorn.config.Config.bind gunicorn.config.Config.child_exit
-gunicorn.config.Config.control_socket_disable gunicorn.config.Config.forwarder_headers
+gunicorn.config.Config.control_socket_disable gunicorn.config.Config.forwarded_allow_ips
+gunicorn.config.Config.forwarder_headers gunicorn.config.Config.secure_scheme_headers
 gunicorn.config.Config.graceful_timeout gunicorn.config.Config.http_parser gunicorn.config.Config.keepalive
 gunicorn.config.Config.limit_request_field_size gunicorn.config.Config.limit_request_fields
 gunicorn.config.Config.limit_request_line gunicorn.config.Config.logger_class gunicorn.config.Config.loglevel
@@ -41,7 +43,8 @@ gunicorn.http.errors.LimitRequestHeaders gunicorn.http.errors.LimitRequestLine g
 gunicorn.http.errors.ParseException gunicorn.http.errors.UnsupportedTransferCoding
 gunicorn.http.get_parser(cfg,source,source_addr) gunicorn.http.message.RFC9112_TARGET_INVALID
 gunicorn.http.message.Request._expected_100_continue gunicorn.http.message.Request.force_close()
-gunicorn.http.message.Request.headers gunicorn.http.message.Request.path gunicorn.http.message.Request.version
+gunicorn.http.message.Request.headers gunicorn.http.message.Request.method gunicorn.http.message.Request.path
+gunicorn.http.message.Request.should_close() gunicorn.http.message.Request.version
 gunicorn.http.parser.Parser.__next__() gunicorn.http.parser.Parser.finish_body() gunicorn.http.parser.Parser.unreader
 gunicorn.http.unreader.SocketUnreader.sock gunicorn.http.unreader.Unreader.take_buffered()
 gunicorn.http.unreader.Unreader.unread(data)
@@ -52,7 +55,7 @@ gunicorn.http.wsgi.Response.headers_sent gunicorn.http.wsgi.Response.send_header
 gunicorn.http.wsgi.Response.sent gunicorn.http.wsgi.Response.should_close() gunicorn.http.wsgi.Response.sock
 gunicorn.http.wsgi.Response.start_response(status,headers) gunicorn.http.wsgi.Response.status_code
 gunicorn.http.wsgi.Response.write(arg) gunicorn.http.wsgi.create(req,sock,client,server,cfg,response_class)
-gunicorn.util.write_chunk(sock,data)
+gunicorn.util.http_date(timestamp) gunicorn.util.write_chunk(sock,data)
 gunicorn.workers.ggevent.GeventWorker.alive gunicorn.workers.ggevent.GeventWorker.booted
 gunicorn.workers.ggevent.GeventWorker.cfg gunicorn.workers.ggevent.GeventWorker.handle(listener,client,addr)
 gunicorn.workers.ggevent.GeventWorker.handle_exit(sig,frame) gunicorn.workers.ggevent.GeventWorker.log

@@ -4,21 +4,17 @@ import errno
 import socket
 import time
 from contextlib import suppress
-from enum import Enum
 from typing import Any
 
 import gevent
-from gevent.lock import Semaphore
 from gunicorn.http.errors import LimitRequestHeaders
 
-from app.errors import TooManyBytes
+from app.server.connections import Connections, State
 from app.server.turns import let_others_go_on
 from app.settings import RECEIVE_SECONDS
 
 # Longest head of a request, bytes: Gunicorn looks through all of it at each packet.
 MAX_HEAD_BYTES = 64 * 1024
-# Largest body that is read after an error to keep the connection, and that no lack of memory refuses, bytes.
-SMALL_BODY_BYTES = 64 * 1024
 # Packets of one request from which on small ones wait for a turn, all clients' together one in PACKET_SECONDS: bytes
 # one by one would cost more than what they say. Meanwhile the kernel joins them.
 FREE_PACKETS = 50
@@ -30,61 +26,11 @@ MIN_BYTES_PER_SECOND = 50_000
 STALLED_SECONDS = 2
 
 
-class State(Enum):
-    """State of a connection. Where there are too many, those of the first states are closed first."""
-
-    NEW = 1  # has never sent a byte
-    IDLE = 2  # waits for its next request
-    HEAD = 3  # sends the head of a request
-    BODY = 4  # sends a body
-    SENDING = 5  # reads the next part of a response, or does not
-    SERVED = 6  # is computed for
-
-
-class Connections(dict[State, dict["Connection", None]]):
-    """All connections of a worker by state, the longest in it first. received_bytes: of all unanswered requests."""
-
-    def __init__(self, max_received_bytes: int) -> None:
-        super().__init__((state, {}) for state in State)
-        self.received_bytes = 0
-        self.small_packet = Semaphore()
-        self.max_received_bytes = max_received_bytes
-
-    @property
-    def count(self) -> int:
-        """All connections."""
-        return sum(map(len, self.values()))
-
-    @property
-    def served(self) -> int:
-        """Connections with a request that is being received, computed or answered."""
-        return sum(len(self[state]) for state in (State.BODY, State.SENDING, State.SERVED))
-
-    def close_one(self) -> None:
-        """Close the connection that is missed the least; none that is computed for, or reads its response."""
-        for state in (State.NEW, State.IDLE, State.HEAD, State.BODY, State.SENDING):
-            if self[state]:
-                first = next(iter(self[state]))
-                if state is not State.SENDING or first.is_stalled():
-                    first.end()
-                return
-
-    def close_idle(self) -> None:
-        """Close those that have sent nothing of a request."""
-        for connection in [*self[State.NEW], *self[State.IDLE]]:
-            connection.end()
-
-    def end_receiving(self) -> None:
-        """Let the heads and bodies that are being received end here."""
-        for connection in [*self[State.HEAD], *self[State.BODY]]:
-            connection.end_receiving()
-
-
 class Connection:
     """One client's socket.
 
     arrived: when the first byte of the current request came, in seconds of time.monotonic().
-    has_ended: whether the client, or its time, ended in the middle of a request.
+    has_ended: whether the client, or its time, ended in the middle of a request. body_bytes: received of its body.
     """
 
     def __init__(self, client: Any, connections: Connections, idle_seconds: float) -> None:
@@ -97,7 +43,7 @@ class Connection:
         connections[State.NEW][self] = None
         self._until = self._send_until = 0.0  # when the time of this state, and of a response, is up
         self._part_began = 0.0
-        self._received = self._packets = self._body_bytes = self._sent = 0
+        self.body_bytes = self._received = self._packets = self._sent = 0
 
     def _enter(self, state: State) -> None:
         self._connections[self._state].pop(self, None)
@@ -130,7 +76,7 @@ class Connection:
         is_head = self._state in (State.NEW, State.IDLE, State.HEAD)
         if not is_head:
             self._enter(State.BODY)
-            let_others_go_on(is_small=not self._body_bytes)
+            let_others_go_on(is_small=not self.body_bytes)
         self._packets += 1
         if self._packets > FREE_PACKETS and self._received < self._packets * 1000:
             with self._connections.small_packet:
@@ -147,18 +93,8 @@ class Connection:
                 raise LimitRequestHeaders("max head bytes")
             return data
         self._enter(State.SERVED)
-        self._body_bytes += len(data)
-        self._connections.received_bytes += len(data)
-        if self._connections.received_bytes > self._connections.max_received_bytes and self._is_largest_body():
-            raise TooManyBytes(self._connections.max_received_bytes)
+        self._connections.add_body_bytes(self, len(data))
         return data
-
-    def _is_largest_body(self) -> bool:
-        """Return whether no other client has sent more of a body that is not all there; else end that one."""
-        largest = max([self, *self._connections[State.BODY]], key=lambda connection: connection._body_bytes)
-        if largest is not self:
-            largest.end()
-        return largest is self and self._body_bytes > SMALL_BODY_BYTES
 
     def _recv(self, size: int, seconds: float) -> bytes:
         self._socket.settimeout(max(0.001, seconds))
@@ -244,5 +180,5 @@ class Connection:
 
     def forget_received(self) -> None:
         """Count the bytes of a request no longer: the app has no more use for them."""
-        self._connections.received_bytes -= self._body_bytes
-        self._received = self._packets = self._body_bytes = 0
+        self._connections.received_bytes -= self.body_bytes
+        self.body_bytes = self._received = self._packets = 0

@@ -1,9 +1,13 @@
 """HTTP beside the app: what Gunicorn's parser and response lack, and errors of requests that never reach the app."""
 
 import re
+import time
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
+import gunicorn
 import gunicorn.http.message
 import gunicorn.http.wsgi
 import gunicorn.util
@@ -19,9 +23,24 @@ from gunicorn.http.errors import (
 
 from app import access
 from app.context import RequestContext
-from app.http_errors import INTERNAL_ERROR, error_body
-from app.server.connection import MAX_HEAD_BYTES, SMALL_BODY_BYTES
+from app.http_errors import INTERNAL_ERROR, RETRY_AFTER, error_body
+from app.server.connection import MAX_HEAD_BYTES
+from app.server.connections import SMALL_BODY_BYTES
 from app.settings import RECEIVE_SECONDS
+
+# Headers that are read before a request is admitted, and their keys in its environ.
+KEYS = {"CONTENT-LENGTH": "CONTENT_LENGTH"} | {
+    name: f"HTTP_{name.replace('-', '_')}"
+    for name in (
+        "ORIGIN",
+        "TRACEPARENT",
+        "TRANSFER-ENCODING",
+        "USER-AGENT",
+        "X-CLOUD-TRACE-CONTEXT",
+        "X-FORWARDED-FOR",
+        "X-REQUEST-ID",
+    )
+}
 
 
 class Response(gunicorn.http.wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
@@ -61,7 +80,21 @@ def check(request: Any) -> None:
         request.force_close()
 
 
-def has_small_body(environ: dict[str, Any]) -> bool:
+def head_environ(request: Any, address: Any) -> dict[str, str]:
+    """Return of a request's environ what is read before it is admitted: the whole one takes longer."""
+    environ = {
+        "REQUEST_METHOD": request.method,
+        "PATH_INFO": unquote_to_bytes(request.path.encode("latin-1")).decode("latin-1"),
+        "SERVER_PROTOCOL": f"HTTP/{request.version[0]}.{request.version[1]}",
+        "REMOTE_ADDR": str(address[0]),
+    }
+    for name, value in request.headers:
+        if key := KEYS.get(name):
+            environ[key] = f"{environ[key]},{value}" if key in environ else value
+    return environ
+
+
+def has_small_body(environ: dict[str, str]) -> bool:
     """Return whether what the app left of the body can be read to keep the connection."""
     return "HTTP_TRANSFER_ENCODING" not in environ and int(environ.get("CONTENT_LENGTH") or 0) <= SMALL_BODY_BYTES
 
@@ -93,23 +126,36 @@ def unreadable(error: Exception, config: Any) -> tuple[HTTPStatus, str]:
     return status, f"The request cannot be read: {str(error).rstrip('.')}."
 
 
-def error_headers(context: RequestContext, cors_origins: tuple[str, ...], origin: str) -> dict[str, str]:
-    """Return the headers of an error, as the app's own responses have them. origin: of the page that asks, if any."""
-    allowed = access.cors(cors_origins, origin) if cors_origins else {}
-    own = {"Content-Type": "application/json", "X-Request-Id": context.request_id}
-    return {**own, **access.SECURITY_HEADERS, access.CSP: access.CSP_DENY_ALL, **allowed}
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return str(gunicorn.util.http_date(second))
 
 
-def unread_error(
-    context: RequestContext, status: HTTPStatus, message: str, cors_origins: tuple[str, ...]
+def error_response(
+    context: RequestContext, status: int, message: str, cors_origins: tuple[str, ...], keeps: bool
 ) -> tuple[bytes, int]:
-    """Return the whole response to a request that cannot be read, without its bytes, and the length of its body."""
-    context.identify()
-    context.error = "request_timeout" if status == HTTPStatus.REQUEST_TIMEOUT else status.name.lower()
+    """Return the whole response to a request that the app never sees, and the length of its body.
+
+    context: its `error` is the code. keeps: whether the connection is kept.
+    """
     body = error_body(context, status, message, context.error)
-    headers = error_headers(context, cors_origins, "") | {"Content-Length": str(len(body)), "Connection": "close"}
-    head = f"HTTP/1.1 {status} {status.phrase}\r\n" + "".join(f"{name}: {headers[name]}\r\n" for name in headers)
-    return f"{head}\r\n".encode("latin-1") + body, len(body)
+    headers = {
+        "Server": gunicorn.SERVER,
+        "Date": _date(int(time.time())),
+        "Connection": "keep-alive" if keeps else "close",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "X-Request-Id": context.request_id,
+        access.CSP: access.CSP_DENY_ALL,
+        **access.SECURITY_HEADERS,
+        **(access.cors(cors_origins, context.origin) if cors_origins else {}),
+    }
+    if context.error in RETRY_AFTER:
+        headers["Retry-After"] = str(RETRY_AFTER[context.error])
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *map(": ".join, headers.items()), "\r\n"]
+    if context.method == "HEAD":
+        body = b""
+    return "\r\n".join(lines).encode("latin-1") + body, len(body)
 
 
 # Gunicorn has no setting for the request target, where it refuses what `curl 'host/embed?q=日本語'` sends, UTF-8

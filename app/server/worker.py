@@ -8,7 +8,6 @@ from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import gevent
 import gunicorn.http
@@ -20,10 +19,11 @@ from gunicorn.workers.ggevent import GeventWorker
 from app import logs, metrics
 from app.context import CONTEXT, RequestContext
 from app.errors import QueueFull, ServiceError
-from app.http_errors import CLIENT_CLOSED_REQUEST, RETRY_AFTER, error_body, status_and_code
+from app.http_errors import CLIENT_CLOSED_REQUEST, status_and_code
 from app.server import http
 from app.server.access_log import AccessLog, LineWriter
-from app.server.connection import MAX_HEAD_BYTES, Connection, Connections
+from app.server.connection import MAX_HEAD_BYTES, Connection
+from app.server.connections import Connections
 from app.server.open_files import MIN_CONNECTIONS, connections_allowed
 from app.server.scheduler import Scheduler
 
@@ -149,24 +149,26 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         request.body.reader.limit_trailer_section = MAX_HEAD_BYTES  # Gunicorn's own limit is 800 kB
         connection.await_body(connection.arrived + self.scheduler.deadline_seconds)
         expects, request._expected_100_continue = request._expected_100_continue, False
-        response, environ = gunicorn.http.wsgi.create(request, connection, address, server, self.cfg, http.Response)
-        if not request.path.isascii():  # Gunicorn encodes once more what came without percent signs
-            environ["PATH_INFO"] = unquote_to_bytes(request.path.encode("latin-1")).decode("latin-1")
-        context = environ[CONTEXT] = RequestContext(connection.arrived)
-        context.read_environ(environ)
+        context, head = RequestContext(connection.arrived), http.head_environ(request, address)
+        context.read_environ(head)
         path = "/" + context.path.lstrip("/")  # as werkzeug reads it
         context.error_fields = self.wsgi.extensions["error_fields"].get(path)
         computes = context.method not in ("GET", "HEAD", "OPTIONS") or path == "/embed" and context.method != "OPTIONS"
         if computes and self.scheduler.waiting >= self.settings.max_queue:
-            if expects:  # its body may never come
-                response.force_close()
-            self._reject(response, context, environ, QueueFull(self.settings.max_queue))
+            # With Expect, its body may never come.
+            keeps = self.alive and not expects and http.has_small_body(head) and not request.should_close()
+            self._reject(connection, context, QueueFull(self.settings.max_queue), keeps)
         else:
             if expects:
                 connection.send_continue()
+            response, environ = gunicorn.http.wsgi.create(request, connection, address, server, self.cfg, http.Response)
+            environ[CONTEXT] = context
+            if not request.path.isascii():  # Gunicorn encodes once more what came without percent signs
+                environ["PATH_INFO"] = head["PATH_INFO"]
             self._answer(response, context, environ, connection)
+            keeps = not response.should_close()
         try:
-            return not response.should_close() and bool(parser.finish_body())
+            return keeps and bool(parser.finish_body())
         except ServiceError:  # too many bytes
             return False
 
@@ -199,23 +201,12 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         context.finish(status, response.sent)
         self.access_log.add(context)
 
-    def _reject(self, response: Any, context: RequestContext, environ: dict[str, Any], error: ServiceError) -> None:
+    def _reject(self, connection: Connection, context: RequestContext, error: ServiceError, keeps: bool) -> None:
         """Answer with an error before the app is called: refusing must cost next to nothing."""
         status, context.error = status_and_code(error)
         if context.path in self.paths:
             context.route = context.path
-        if not self.alive or not http.has_small_body(environ):
-            response.force_close()
-        body = error_body(context, status, str(error), context.error)
-        headers = http.error_headers(context, self.settings.cors_origins, environ.get("HTTP_ORIGIN", ""))
-        headers |= {"Content-Length": str(len(body)), "Retry-After": str(RETRY_AFTER[context.error])}
-        response.start_response(f"{status} {HTTPStatus(status).phrase}", [*headers.items()])
-        with suppress(OSError):
-            if context.method != "HEAD":
-                response.write(body)
-            response.close()
-        context.finish(status, response.sent)
-        self.access_log.add(context)
+        self._send_error(connection, context, status, str(error), keeps)
 
     def _reject_unread(self, connection: Connection, address: Any, error: Exception) -> None:
         """Answer a request that cannot be read, without its bytes in the answer or in the log."""
@@ -223,8 +214,15 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:
             self.log.error("unexpected error", exc_info=error)
         context = RequestContext(connection.arrived)
+        context.identify()
         context.remote = str(address[0])
-        response, body_bytes = http.unread_error(context, status, message, self.settings.cors_origins)
+        context.error = "request_timeout" if status == HTTPStatus.REQUEST_TIMEOUT else status.name.lower()
+        self._send_error(connection, context, status, message)
+
+    def _send_error(
+        self, connection: Connection, context: RequestContext, status: int, message: str, keeps: bool = False
+    ) -> None:
+        response, body_bytes = http.error_response(context, status, message, self.settings.cors_origins, keeps)
         with suppress(OSError):
             connection.sendall(response)
         context.finish(status, body_bytes)
