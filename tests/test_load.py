@@ -240,7 +240,7 @@ def test_requests_that_take_too_long_together(start: Start, tiny_model: Path) ->
         MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1, MAX_TEXTS=20_000, REQUEST_DEADLINE=2, CACHE_SIZE=100_000
     )
     url = f"{server.wait_until_ready().url}/embed"
-    bodies = [{"texts": [f"{client} {n}" for n in range(4_000)]} for client in range(16)]
+    bodies = [{"texts": [f"{client} {n}" for n in range(2_000)]} for client in range(16)]
     with ThreadPoolExecutor(16) as pool:
         first = list(pool.map(lambda body: requests.post(url, json=body, timeout=60), bodies))
     late = [response for response in first if not response.ok]
@@ -250,14 +250,14 @@ def test_requests_that_take_too_long_together(start: Start, tiny_model: Path) ->
         error = response.json()["error"]
         assert (error["type"], error["code"]) == ("server_error", "deadline_exceeded")
         assert re.search(
-            r" after \d+ of 4000 texts: try again \(finished vectors are kept for a while\)", error["message"]
+            r" after \d+ of 2000 texts: try again \(finished vectors are kept for a while\)", error["message"]
         )
     for body in bodies:
         for _ in range(10):
             response = requests.post(url, json=body, timeout=60)
             if response.ok:
                 break
-        assert response.json()["count"] == 4000
+        assert response.json()["count"] == 2000
 
 
 def test_many_clients_that_stop_in_the_middle(start: Start, tiny_model: Path) -> None:
