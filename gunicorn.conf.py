@@ -136,7 +136,7 @@ timeout = 60
 limit_request_line = 8190
 # A client's SCRIPT_NAME means nothing here.
 forwarder_headers = ""
-# Whether a client came to its proxy by https means nothing either, so nobody's address has to be compared.
+# Proxies say whether a client came by https; that means nothing here either, so no address has to be compared.
 forwarded_allow_ips = "*"
 secure_scheme_headers = {}
 # The parser that app/server/ was tested with, even where the faster one is installed.

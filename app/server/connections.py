@@ -23,7 +23,7 @@ class State(Enum):
 
 
 class Client(Protocol):
-    """What is asked of a Connection. body_bytes: received of the current request's body."""
+    """Part of a Connection that Connections uses. body_bytes: received of the current request's body."""
 
     body_bytes: int
 
