@@ -1,7 +1,7 @@
 """Check a running server from outside; standard library only, so that the image itself can run it.
 
 python deploy/smoke.py URL            exit status 0 or 1; SMOKE_TOKEN: an identity token for a private service;
-                                      SMOKE_API_KEY: one of the keys in API_KEY
+                                      SMOKE_API_KEY: one of the server's keys, or its whole API_KEY
 docker run -i IMAGE python - URL < deploy/smoke.py
 """
 
@@ -10,6 +10,7 @@ import http.client
 import json
 import math
 import os
+import signal
 import sys
 import time
 import urllib.error
@@ -27,6 +28,12 @@ INT8_NEIGHBOURS = 0.9
 TEXTS = ["動的計画法", "グラフ理論", "深さ優先探索"]
 RETRY_SECONDS = 2
 REQUEST_SECONDS = 30
+# Of all checks together, once the server is ready; a server that sends a byte a second would never reach a timeout.
+CHECKS_SECONDS = 60
+MAX_ANSWER_BYTES = 1_000_000
+# An instance that starts or ends: worth two more tries.
+PASSING = (429, 502, 503, 504)
+TRIES = 3
 # A permission granted a moment ago takes some seconds to arrive; one that is missing will not come.
 DENIED = (401, 403)
 DENIED_SECONDS = 20
@@ -36,9 +43,26 @@ class Failed(Exception):
     """A check that was not passed; the message says which and how."""
 
 
+class TimeIsUp(Failed):
+    """The time for all of it has passed; not an OSError, which would be tried again."""
+
+
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer like any other: followed, it would take the identity token to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+OPENER = urllib.request.build_opener(NoRedirects)
+
+
 class Server:
-    def __init__(self, url: str, token: str = "", key: str = "") -> None:
+    """A server to ask; `token` is Cloud Run's identity token, `keys` the server's own API_KEY."""
+
+    def __init__(self, url: str, token: str = "", keys: str = "") -> None:
         self.url = _checked(url).rstrip("/")
+        key = keys.partition(",")[0].strip()
         # Cloud Run takes its token from either header, and hands on the one that is not its own.
         # https://cloud.google.com/run/docs/authenticating/service-to-service
         headers = {
@@ -53,19 +77,25 @@ class Server:
         headers = self.headers if data is None else {**self.headers, "Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, data, headers)
         try:
-            with urllib.request.urlopen(request, timeout=seconds) as response:
-                status, content = response.status, response.read()
+            with OPENER.open(request, timeout=seconds) as response:
+                status, content = response.status, response.read(MAX_ANSWER_BYTES + 1)
         except urllib.error.HTTPError as error:
             with error:
-                status, content = error.code, error.read()
+                status, content = error.code, error.read(MAX_ANSWER_BYTES + 1)
+        if len(content) > MAX_ANSWER_BYTES:
+            raise Failed(f"{path.partition('?')[0]} answered with more than {MAX_ANSWER_BYTES} bytes.")
         try:
             return status, json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             return status, None
 
     def get(self, path: str, body: Any = None) -> Any:
-        """The JSON of a 200."""
-        status, answer = self.ask(path, body)
+        """The JSON of a 200, tried again where an instance starts or ends."""
+        for left in reversed(range(TRIES)):
+            status, answer = self.ask(path, body)
+            if status not in PASSING or not left:
+                break
+            time.sleep(RETRY_SECONDS)
         if status != 200 or not isinstance(answer, dict):
             raise Failed(f"{path.partition('?')[0]} answered {status} with {_short(answer)}; wanted: 200 with JSON.")
         return answer
@@ -185,6 +215,16 @@ def _short(answer: Any) -> str:
     return "no JSON" if answer is None else json.dumps(answer)[:200]
 
 
+def within(seconds: float, what: str) -> None:
+    """From now on, TimeIsUp is raised after these seconds, wherever the program is. Unix, main thread."""
+
+    def stop(*_: Any) -> None:
+        raise TimeIsUp(f"{what} did not end within {seconds:g} s.")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check a running server from outside.")
     parser.add_argument("url", help="where it answers, without a path")
@@ -194,7 +234,10 @@ def main() -> int:
     options = parser.parse_args()
     try:
         server = Server(options.url, os.environ.get("SMOKE_TOKEN", ""), os.environ.get("SMOKE_API_KEY", ""))
+        # A little more than the wait, whose own message says more.
+        within(options.timeout + 2 * RETRY_SECONDS, f"an answer of {options.ready_path}")
         print("ok:", ready(server, options.ready_path, options.timeout), flush=True)
+        within(CHECKS_SECONDS, "the checks")
         print("ok:", about(server, options.allow_stand_in), flush=True)
         for check in (quality, embed, dialects, errors):
             print("ok:", check(server), flush=True)

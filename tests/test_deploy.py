@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,7 +43,8 @@ DIGEST = "asia-northeast1-docker.pkg.dev/project/embedding-api/embedding-api@sha
 IMAGE = DIGEST.partition("@")[0]
 PROJECT = "project"
 ACCOUNT = f"embedding-api@{PROJECT}.iam.gserviceaccount.com"
-ROLLOUT = ["bash", "deploy/rollout", "embedding-api", "asia-northeast1", DIGEST, ACCOUNT]
+ROLLOUT = ["python3", "deploy/rollout.py", "embedding-api", "asia-northeast1", DIGEST, ACCOUNT]
+OLD = "embedding-api-00001-abc"
 
 
 def problems(name: str, document: Any) -> list[str]:
@@ -103,8 +104,8 @@ def test_build_names_what_there_is() -> None:
         assert f" AS {stage}\n" in DOCKERFILE
     for secret in re.findall(r"--secret id=(\w+)", SCRIPTS):
         assert f"--mount=type=secret,id={secret}" in DOCKERFILE
-    files = re.findall(r"\b(?:deploy|requirements)/[\w.]+", SCRIPTS)
-    assert len(files) == 3
+    files = set(re.findall(r"\b(?:deploy|requirements)/[\w.]+", SCRIPTS))
+    assert files == {"requirements/audit", "deploy/smoke.py", "deploy/rollout.py"}
     for file in files:
         assert (ROOT / file).is_file(), file
 
@@ -124,7 +125,7 @@ def test_the_smoke_check_has_the_builds_gate() -> None:
 def test_nothing_is_pushed_beside_a_check() -> None:
     """Cloud Build starts a step when those of its waitFor are done; without one, when all before it are."""
     order = list(STEPS)
-    for step in ("push", "deploy", "latest"):
+    for step in ("push", "sbom", "deploy"):
         assert "waitFor" not in STEPS[step]
         assert {"audit", "build", "check"} < {*order[: order.index(step)], step}
     assert STEPS["check"]["waitFor"] == ["build"]
@@ -190,6 +191,7 @@ def test_smoke_with_a_key(start: Callable[..., Server], tiny_model: Path) -> Non
     server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, API_KEY="one,two").wait_until_ready()
     assert "401" in smoke(server.url, SMOKE_TOKEN="token").stderr
     assert smoke(server.url, SMOKE_TOKEN="token", SMOKE_API_KEY="two").returncode == 0
+    assert smoke(server.url, SMOKE_API_KEY="one,two").returncode == 0
 
 
 def model(**values: Any) -> Callable[[str, Any], tuple[int, Any]]:
@@ -288,6 +290,94 @@ def test_smoke_waits_for_a_permission_but_not_long(
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.parametrize(("failures", "passes"), [(2, True), (3, False)])
+def test_smoke_bears_an_instance_that_starts(server: Server, failures: int, passes: bool) -> None:
+    """Two answers of 503 are tried again, a third is not."""
+    asked: list[str] = []
+
+    def change(path: str, answer: Any) -> tuple[int, Any]:
+        if path == "/embed":
+            asked.append(path)
+        return (503 if path == "/embed" and len(asked) <= failures else 200), answer
+
+    with altered(server, change) as url:
+        run = smoke(url)
+    assert (run.returncode == 0) == passes, run.stderr
+    assert passes or "/embed answered 503" in run.stderr
+
+
+@contextmanager
+def answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """The URL of a server whose every GET is answered by this function."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with suppress(OSError):
+                answer(self)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_smoke_follows_no_redirect(server: Server) -> None:
+    """Else the token would go to whatever host the answer names."""
+    seen: list[str] = []
+
+    def elsewhere(request: BaseHTTPRequestHandler) -> None:
+        seen.append(request.path)
+        request.send_response(200)
+        request.end_headers()
+
+    with answering(elsewhere) as other:
+
+        def redirect(request: BaseHTTPRequestHandler) -> None:
+            request.send_response(307)
+            request.send_header("Location", other + request.path)
+            request.end_headers()
+
+        with answering(redirect) as url:
+            run = smoke(url, "--timeout", "0.5", SMOKE_TOKEN="token")
+    assert run.returncode == 1
+    assert "/readyz did not answer 200 within 0.5 s; last: 307" in run.stderr
+    assert seen == []
+
+
+def test_smoke_does_not_wait_for_a_server_that_drips(server: Server) -> None:
+    """A byte now and then keeps every read from timing out: the whole has a limit of its own."""
+
+    def drip(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(1000):
+            request.wfile.write(b" ")
+            time.sleep(0.1)
+
+    began = time.monotonic()
+    with answering(drip) as url:
+        run = smoke(url, "--timeout", "0.5")
+    assert run.returncode == 1
+    assert "an answer of /readyz did not end within 4.5 s" in run.stderr
+    assert time.monotonic() - began < 60
+
+
+def test_smoke_reads_no_more_than_an_answer_can_have(server: Server) -> None:
+    def endless(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            request.wfile.write(b" " * 100_000)
+
+    with answering(endless) as url:
+        run = smoke(url)
+    assert run.returncode == 1
+    assert "/readyz answered with more than 1000000 bytes." in run.stderr
+
+
 @pytest.mark.parametrize("url", ["localhost", "localhost:8080", "http://", "http://localhost:port", "http://[::1", ""])
 def test_smoke_wants_a_url(url: str) -> None:
     run = smoke(url)
@@ -346,34 +436,28 @@ def audit(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env={**known, **environ}, capture_output=True, text=True)
 
 
-# Stands in for docker and gcloud: notes the call, fails where FAIL matches it, else answers plausibly.
-STUB = """
-import json, os, re, sys, yaml
+# Stands in for docker and gcloud: notes the call, fails where FAIL matches it, else answers plausibly;
+# `gcloud run` is answered by tests/cloud_run.py.
+STUB = f"""
+import json, os, re, runpy, sys
 name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
 call = " ".join([name, *arguments])
 with open(os.environ["CALLS"], "a") as calls:
     calls.write(call + "\\n")
 if re.search(os.environ["FAIL"] or "$^", call):
-    sys.exit(f"the stand-in fails: {call}")
-if "inspect" in arguments:
-    print(os.environ["BYTES"] if "{{.Size}}" in arguments else os.environ["DIGEST"])
+    sys.exit(f"the stand-in fails: {{call}}")
+if arguments[:3] == ["run", "services", "replace"]:
+    with open(arguments[3]) as manifest, open("applied.yaml", "w") as applied:
+        applied.write(manifest.read())
+if name == "gcloud" and arguments[0] != "artifacts":
+    runpy.run_path({str(ROOT / "tests/cloud_run.py")!r}, run_name="__main__")
+elif "inspect" in arguments:
+    print(os.environ["BYTES"] if "{{{{.Size}}}}" in arguments else os.environ["DIGEST"])
 elif arguments[:2] == ["run", "--rm"]:
     given = arguments[arguments.index("python") + 2 :]
     os.execv(sys.executable, [sys.executable, "-", os.environ["SERVER"], *given[1:]])
 elif arguments[0] == "logs":
     print("the log of the container")
-elif arguments[:3] == ["run", "services", "list"]:
-    print(os.environ["SERVICES"])
-elif arguments[:3] == ["run", "services", "replace"]:
-    with open(arguments[3]) as manifest, open("applied.yaml", "w") as applied:
-        applied.write(manifest.read())
-elif arguments[:3] == ["run", "services", "describe"]:
-    applied = yaml.safe_load(open("applied.yaml"))
-    traffic = [{"revisionName": "new", **target} for target in applied["spec"]["traffic"]]
-    traffic = [{**target, "url": os.environ["SERVER"]} if "tag" in target else target for target in traffic]
-    print(json.dumps({**applied, "status": {"url": "https://service", "traffic": traffic}}))
-elif arguments[:2] == ["auth", "print-identity-token"]:
-    print("token")
 """
 
 
@@ -399,8 +483,15 @@ class Pipeline:
             "BYTES": "400000000",
             "DIGEST": DIGEST,
             "SERVER": server,
-            "SERVICES": "[]",
+            "CLOUD_RUN": str(folder / "cloud_run.json"),
         }
+        (folder / "cloud_run.json").write_text("{}")
+
+    def serves(self, *targets: dict[str, Any]) -> None:
+        """Let Cloud Run have a service with these targets of its traffic."""
+        images = {target["revisionName"]: "old" for target in targets}
+        service = {"generation": 7, "images": images, "spec": list(targets), "status": list(targets)}
+        (self.folder / "cloud_run.json").write_text(json.dumps({"embedding-api": service}))
 
     def run(self, triggered: bool = True, **environ: str) -> tuple[str, str]:
         """Run the steps in their order until one fails: its id ("" if all went well) and all output."""
@@ -449,11 +540,7 @@ def pipeline(tmp_path: Path, server: Server) -> Pipeline:
     return Pipeline(tmp_path, server.url)
 
 
-MOVE = "gcloud run services update-traffic"
-
-
-def service(**status: Any) -> str:
-    return json.dumps([{"metadata": {"name": "embedding-api"}, "status": status}])
+MOVE = "gcloud run services update-traffic .*--to-revisions"
 
 
 def test_pipeline(pipeline: Pipeline) -> None:
@@ -464,21 +551,28 @@ def test_pipeline(pipeline: Pipeline) -> None:
     wanted = [
         "docker audit",
         "docker buildx create .* --driver-opt image=docker.io/moby/buildkit:v[0-9.]+$",
-        f"docker buildx build .* --load --tag {tagged} --cache-to type=registry,ref={IMAGE}:cache,mode=max.* .",
-        f"docker buildx build .* --tag {IMAGE}:sbom-c0ffee --target sbom .",
+        f"docker buildx build .* --load --tag {tagged} --tag {IMAGE}:build-1 --cache-to .*ref={IMAGE}:cache.* .",
+        "docker buildx build .* --target sbom --output type=local,dest=. .",
         f"docker image inspect .* {tagged}",
-        f"docker run --detach .* {tagged}",
-        f"docker run --rm .* {tagged} python - http://candidate:8080",
+        "docker network create --internal check",
+        f"docker run --detach .* --network check .* {tagged}",
+        f"docker run --rm .* --network check {tagged} python - http://candidate:8080",
         f"docker push {tagged}",
-        f"docker push {IMAGE}:sbom-c0ffee",
+        f"docker push {IMAGE}:build-1",
         f"docker image inspect .* {tagged}",
+        f"gcloud artifacts sbom load --source sbom.cdx.json --uri {DIGEST} --destination gs://project_cloudbuild",
+        "gcloud run revisions list --service embedding-api --region asia-northeast1 --format json",
         "gcloud run services list --region asia-northeast1 --filter metadata.name=embedding-api --format json",
         "gcloud run services replace .* --region asia-northeast1",
         "gcloud run services describe embedding-api --region asia-northeast1 --format json",
-        "gcloud auth print-identity-token --audiences https://service",
-        f"{MOVE} embedding-api --region asia-northeast1 --to-revisions new=100",
-        f"docker tag {tagged} {IMAGE}:latest",
-        f"docker push {IMAGE}:latest",
+        "gcloud run services describe embedding-api",
+        "gcloud auth print-identity-token --audiences=https://service.example",
+        "gcloud run services describe embedding-api",
+        rf"{MOVE}=embedding-api-\d{{8}}-\d{{6}}-\w{{4}}=100 --remove-tags=candidate-\w{{4}}",
+        "gcloud run services describe embedding-api",
+        "gcloud run services list",
+        "gcloud run services list",
+        f"gcloud artifacts docker tags add {DIGEST} {IMAGE}:latest",
     ]
     assert len(pipeline.calls) == len(wanted), pipeline.calls
     for call, pattern in zip(pipeline.calls, wanted, strict=True):
@@ -502,16 +596,19 @@ def test_pipeline_by_hand(pipeline: Pipeline) -> None:
         ("buildx create", "build", "docker run"),
         (f"--tag {IMAGE}:c0ffee", "build", "docker run"),
         ("--target sbom", "build", "docker run"),
+        ("network create", "check", "docker run"),
         ("image inspect --format {{.Size}}", "check", "docker run"),
         ("docker run --detach", "check", "docker push"),
         ("docker run --rm", "check", "docker push"),
         ("docker push .*:c0ffee", "push", "gcloud"),
+        ("docker push .*:build-1", "push", "gcloud"),
         ("RepoDigests", "push", "gcloud"),
+        ("sbom load", "sbom", "gcloud run"),
         ("services list", "deploy", "services replace"),
         ("services replace", "deploy", MOVE),
         ("services describe", "deploy", MOVE),
-        (MOVE, "deploy", "docker .*:latest"),
-        ("docker push .*:latest", "latest", "^$"),
+        (MOVE, "deploy", "tags add"),
+        ("tags add", "deploy", "^$"),
     ],
 )
 def test_a_failing_command_ends_the_pipeline(pipeline: Pipeline, fail: str, step: str, never: str) -> None:
@@ -556,12 +653,16 @@ def test_the_hubs_token_is_a_secret_of_the_build(pipeline: Pipeline) -> None:
 def test_first_deployment(pipeline: Pipeline) -> None:
     """Nobody serves yet: the new revision gets everything, and a tag to ask it by."""
     assert pipeline.run()[0] == ""
+    revision = pipeline.applied["spec"]["template"]["metadata"]["name"]
+    built = (pipeline.folder / "built.txt").read_text().strip()
+    assert re.fullmatch(rf"embedding-api-{built}-\w{{4}}", revision)
     assert pipeline.applied["spec"]["traffic"] == [
-        {"latestRevision": True, "percent": 100},
-        {"latestRevision": True, "tag": "candidate"},
+        {"revisionName": revision, "percent": 100},
+        {"revisionName": revision, "tag": f"candidate-{revision[-4:]}"},
     ]
     wanted = json.loads(json.dumps(SERVICE))
     wanted["spec"]["traffic"] = pipeline.applied["spec"]["traffic"]
+    wanted["spec"]["template"]["metadata"]["name"] = revision
     container = wanted["spec"]["template"]["spec"]["containers"][0]
     container["image"] = DIGEST
     project = next(variable for variable in container["env"] if variable["name"] == "GOOGLE_CLOUD_PROJECT")
@@ -572,45 +673,79 @@ def test_first_deployment(pipeline: Pipeline) -> None:
 
 
 def test_next_deployment(pipeline: Pipeline) -> None:
-    """Who serves goes on by name, whatever is newest; tags stay, but for the last candidate's."""
-    traffic = [
-        {"revisionName": "old", "percent": 90, "latestRevision": True},
-        {"revisionName": "older", "percent": 10, "tag": "stable", "url": "https://stable---service"},
-        {"revisionName": "old", "tag": "candidate", "url": "https://candidate---service"},
-    ]
-    assert pipeline.run(SERVICES=service(url="https://service", traffic=traffic), _SERVICE="other")[0] == ""
-    assert pipeline.applied["metadata"]["name"] == "other"
-    assert pipeline.applied["spec"]["traffic"] == [
-        {"revisionName": "old", "percent": 90},
+    """Who serves goes on by name until the new one has answered; somebody's own tags stay."""
+    pipeline.serves(
+        {"revisionName": OLD, "percent": 90},
         {"revisionName": "older", "percent": 10},
         {"revisionName": "older", "tag": "stable"},
-        {"latestRevision": True, "tag": "candidate"},
+        {"revisionName": OLD, "tag": "candidate"},
+    )
+    failed, output = pipeline.run()
+    assert failed == "", output
+    new = pipeline.applied["spec"]["template"]["metadata"]["name"]
+    assert pipeline.applied["spec"]["traffic"] == [
+        {"revisionName": OLD, "percent": 90},
+        {"revisionName": "older", "percent": 10},
+        {"revisionName": "older", "tag": "stable"},
+        {"revisionName": OLD, "tag": "candidate"},
+        {"revisionName": new, "tag": f"candidate-{new[-4:]}"},
     ]
     assert problems("knative-service.json", pipeline.applied) == []
+    service = json.loads((pipeline.folder / "cloud_run.json").read_text())["embedding-api"]
+    assert service["status"] == [{"revisionName": new, "percent": 100}, {"revisionName": "older", "tag": "stable"}]
+    assert f"{new} (100 %) serves." in output
 
 
-def test_after_a_first_deployment_that_never_got_ready(pipeline: Pipeline) -> None:
-    """The service is there, but serves nothing: as at the first deployment."""
-    assert pipeline.run(SERVICES=service(conditions=[]))[0] == ""
-    assert {"latestRevision": True, "percent": 100} in pipeline.applied["spec"]["traffic"]
+def test_a_service_of_another_name(pipeline: Pipeline) -> None:
+    assert pipeline.run(_SERVICE="other")[0] == ""
+    assert pipeline.applied["metadata"]["name"] == "other"
+
+
+def test_a_newer_build_stays(pipeline: Pipeline) -> None:
+    """A build that began before the one that serves ends without a change, and latest does not follow it."""
+    newer = "embedding-api-29991231-235959-0000"
+    pipeline.serves({"revisionName": newer, "percent": 100})
+    failed, output = pipeline.run()
+    assert failed == "deploy"
+    assert f"FAILED: {newer}, which serves, is of a newer build" in output
+    assert f"Traffic goes to {newer} (100 %)." in output
+    assert not pipeline.called("replace") and not pipeline.called("tags add")
+
+
+def test_interrupted(pipeline: Pipeline) -> None:
+    """At SIGTERM: its tag is off, and it says what serves."""
+    pipeline.serves({"revisionName": OLD, "percent": 100})
+    command = [*ROLLOUT, "--timeout", "60"]
+    environ = {**pipeline.environ, "SERVER": f"http://127.0.0.1:{free_port()}"}
+    with subprocess.Popen(command, cwd=pipeline.folder, env=environ, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        while not pipeline.called("print-identity-token") and time.monotonic() < until:
+            time.sleep(0.05)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "FAILED: interrupted by SIGTERM." in said
+    assert f"Traffic goes to {OLD} (100 %)." in said
+    service = json.loads((pipeline.folder / "cloud_run.json").read_text())["embedding-api"]
+    assert service["spec"] == [{"revisionName": OLD, "percent": 100}]
 
 
 def test_a_candidate_that_does_not_answer_gets_no_traffic(pipeline: Pipeline) -> None:
-    services = service(traffic=[{"revisionName": "old", "percent": 100}])
-    silent = f"http://127.0.0.1:{free_port()}"
-    run = pipeline.call([*ROLLOUT, "--timeout", "0.5"], SERVICES=services, SERVER=silent)
+    pipeline.serves({"revisionName": OLD, "percent": 100})
+    run = pipeline.call([*ROLLOUT, "--timeout", "0.5"], SERVER=f"http://127.0.0.1:{free_port()}")
     assert run.returncode == 1
-    assert "new did not pass: no traffic was moved. Traffic goes to old (100 %)." in run.stdout
-    assert not pipeline.called(MOVE)
+    assert "did not pass." in run.stdout
+    assert f"Traffic goes to {OLD} (100 %)." in run.stdout
+    assert not re.search(MOVE, "\n".join(pipeline.calls))
 
 
 def test_a_candidate_that_answers_wrongly_gets_no_traffic(pipeline: Pipeline, server: Server) -> None:
-    services = service(traffic=[{"revisionName": "old", "percent": 100}])
+    pipeline.serves({"revisionName": OLD, "percent": 100})
     with altered(server, vectors(lambda given: [given[0]] * 3)) as url:
-        run = pipeline.call(ROLLOUT, SERVICES=services, SERVER=url)
+        run = pipeline.call(ROLLOUT, SERVER=url)
     assert run.returncode == 1
     assert "the same vector for different texts" in run.stdout
-    assert not pipeline.called(MOVE)
+    assert not re.search(MOVE, "\n".join(pipeline.calls))
 
 
 @pytest.mark.parametrize(
@@ -624,34 +759,26 @@ def test_a_candidate_is_asked_with_a_token_if_there_is_one(
     Why there is none is told where the check fails, and only there."""
     seen: list[str | None] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            seen.append(self.headers.get("Authorization"))
-            self.send_error(404)
+    def refuse(request: BaseHTTPRequestHandler) -> None:
+        seen.append(request.headers.get("Authorization"))
+        request.send_error(404)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as asked:
-        thread = Thread(target=asked.serve_forever)
-        thread.start()
-        run = pipeline.call([*ROLLOUT, "--timeout", "0"], FAIL=fail, SERVER=f"http://127.0.0.1:{asked.server_port}")
-        asked.shutdown()
-        thread.join()
+    with answering(refuse) as url:
+        run = pipeline.call([*ROLLOUT, "--timeout", "0"], FAIL=fail, SERVER=url)
     assert seen == [token]
     assert run.stdout.count("the stand-in fails: gcloud auth print-identity-token") == reasons
     assert ("What gcloud said when it was asked for an identity token:\n" in run.stdout) == bool(reasons)
     passed = pipeline.call(ROLLOUT, FAIL=fail)
     assert passed.returncode == 0, passed.stdout
-    assert "identity" not in passed.stdout
+    assert "asked for an identity token" not in passed.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (ROLLOUT[:-1], "3 arguments; wanted: deploy/rollout SERVICE REGION IMAGE ACCOUNT"),
+        (ROLLOUT[:-1], "the following arguments are required: account"),
         ([*ROLLOUT[:-1], "embedding-api"], "The service account is 'embedding-api'; it must be a whole e-mail address"),
-        ([*ROLLOUT[:-1], "--allow-stand-in"], "The service account is '--allow-stand-in'; it must be"),
+        ([*ROLLOUT[:-1], "--allow-stand-in"], "the following arguments are required: account"),
     ],
 )
 def test_nothing_is_deployed_without_an_account(pipeline: Pipeline, arguments: list[str], says: str) -> None:
@@ -670,7 +797,7 @@ def test_the_pipeline_has_an_account_and_options_for_the_audit(pipeline: Pipelin
     assert account == "other@project.iam.gserviceaccount.com"
 
 
-def test_render_needs_its_places(pipeline: Pipeline) -> None:
+def test_the_manifest_needs_its_places(pipeline: Pipeline) -> None:
     """A service.yaml that lost the line to be replaced stops the deployment before anything is applied."""
     path = pipeline.folder / "service.yaml"
     path.write_text(path.read_text().replace("- image:", "-  # moved\n          image:"))

@@ -1,0 +1,44 @@
+"""Every gcloud command that the documents, the pipeline and the scripts have, as words, as a shell would split them."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "cloudbuild.yaml", ROOT / "service.yaml"]
+# What a shell would put in their place; their values do not matter.
+VARIABLE = re.compile(r'"?\$\([^)]*\)"?|\$\{?\w+\}?')
+ENDS = {"|", ";", "&&", "||", "<", ">"}
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Pairs of a place, `FILE: LINE`, and the words after `gcloud`."""
+    for path in sorted(DOCUMENTS):
+        for line in lines(path):
+            for found in re.finditer(r"(?<![\w/`.-])gcloud (?=[a-z])", line):
+                yield f"{path.relative_to(ROOT)}: {line.strip()}", words(line[found.end() :])
+
+
+def lines(path: Path) -> list[str]:
+    """Lines of a document's shell blocks and quoted commands, or of a file; continued lines are joined."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        quoted = re.findall(r"`(gcloud [a-z][^`]* [^`]+)`", text)
+        blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
+        text = "\n".join([*blocks, *quoted])
+    else:
+        text = re.sub(r"^.*# .*gcloud.*$", "", text, flags=re.M)
+    return re.sub(r"\\\n\s*", "", text).splitlines()
+
+
+def words(command: str) -> list[str]:
+    lexer = shlex.shlex(VARIABLE.sub("value", command), posix=True, punctuation_chars=True)
+    lexer.wordchars += "=:,{}@^$…"
+    found: list[str] = []
+    for word in lexer:
+        if word in ENDS:
+            break
+        found.append(word)
+    return found
