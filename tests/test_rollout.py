@@ -210,6 +210,7 @@ def test_two_at_once(rollout: ModuleType, older: str, newer: str, first: bool, s
             if passing and not (first and world.image().startswith("bad")):
                 assert world.image() == passing[0], case
             if not first:
+                assert (runs[1].outcome == "served") == (not newer.startswith("bad")), case
                 assert world.nothing_unchecked_serves(), case
                 if not passing:
                     assert world.serving == {OLD: 100}, case
