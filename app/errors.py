@@ -13,7 +13,7 @@ ServiceError              a request cannot be answered
 │   └── TooManyBytes      or their bodies take too much memory
 ├── DeadlineExceeded      the time for the request was up before its work was done
 │   └── ShuttingDown      the same, because the server ends
-├── ClientGone            the client has left before its request began
+├── ClientGone            the client has left before its answer
 └── NotReady              the model has not proved itself on this CPU (yet), or its files have changed
 """
 
@@ -107,7 +107,7 @@ class ShuttingDown(DeadlineExceeded):
 
 
 class ClientGone(ServiceError):
-    """The client has left before its request began."""
+    """The client has left before its answer."""
 
 
 class NotReady(ServiceError):

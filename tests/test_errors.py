@@ -651,6 +651,13 @@ def test_what_is_not_http(server: Server, old: str, new: str, status: int, messa
         assert ask(server, request_of(route)).status == 200
 
 
+def test_a_long_line_that_is_not_http(server: Server) -> None:
+    """It is quoted as far as it tells what is wrong."""
+    answer = ask(server, request_of(("GET", "/health")).replace(b"Host", b"a " * 4000, 1))
+    assert answer.status == 400
+    assert len(json.loads(answer.body)["error"]["message"]) < 300
+
+
 def test_a_host_that_is_none(server: Server) -> None:
     """A name that no host can have is the client's fault, and is said so."""
     row = Row(

@@ -9,6 +9,7 @@ from flask.testing import FlaskClient
 
 from app import create_app
 from app.engine.encoder import Encoder
+from app.routes.body import SMALL_BYTES
 from app.settings import Settings
 
 BODY_BYTES = Settings.max_body_bytes
@@ -123,6 +124,37 @@ def test_a_deep_unknown_field(client: FlaskClient, path: str, right: bytes, dept
     status, message = refused(client, path, b'{"u":' + nested(depth) + b"," + right + b"}")
     assert status == 400
     assert re.match(r'The body is nested too deep: |Unknown field "u"', message), message
+
+
+@pytest.mark.parametrize("name", ["plain", "escaped"])
+@pytest.mark.parametrize(
+    ("path", "before", "item"),
+    [
+        ("/embed", b"{", b'"texts":[],'),
+        ("/embed", b"{", b'"inputs":[],'),
+        ("/v1/embeddings", b"{", b'"input":[],'),
+        ("/bigquery", b"{", b'"calls":[],'),
+        ("/similarity", b'{"inputs":{', b'"sentences":[],'),
+        ("/similarity", b"{", b'"inputs":{"source_sentence":"a","sentences":[]},'),
+    ],
+)
+def test_a_field_again_and_again(client: FlaskClient, path: str, before: bytes, item: bytes, name: str) -> None:
+    """400, and the sentence says how often: nothing is built for each time, which took seconds."""
+    if name == "escaped":
+        item = re.sub(rb'^"(\w)', lambda found: b'"\\u%04x' % ord(found[1]), item)
+    body = before + item * ((BODY_BYTES - 1000) // len(item))
+    body = body[:-1] + b"}" * before.count(b"{")
+    status, message = refused(client, path, body)
+    assert status == 400
+    assert re.fullmatch(r'The body has "\w+" \d{5,} times: send the field once\.', message), message
+
+
+def test_texts_that_are_the_fields_name(client: FlaskClient) -> None:
+    """As many as a request may have are taken."""
+    texts = ["texts"] * (Settings.max_texts - 1) + [" " * SMALL_BYTES]
+    response = client.post("/embed", json={"texts": texts})
+    assert response.status_code == 200
+    assert response.get_json()["count"] == len(texts)
 
 
 @pytest.mark.parametrize(("path", "before", "after", "item"), TOO_MANY)

@@ -194,6 +194,19 @@ def test_a_body_that_is_asked_for(start: Start, tiny_model: Path) -> None:
             assert (status, content["count"], len(content["vectors"])) == (200, 2000, 2000)
 
 
+@pytest.mark.parametrize(
+    ("target", "length", "status"), [("/embed", 10**9, 413), ("/nothing", 9, 404), ("/health", 9, 405)]
+)
+def test_a_body_that_nobody_wants_is_not_asked_for(small_queue: Server, target: str, length: int, status: int) -> None:
+    """The answer comes at once, and ends the connection: the client may send the body all the same."""
+    head = f"POST {target} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
+    with connect(small_queue) as connection:
+        connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        found, headers, _ = answer(connection)
+        assert (found, headers["connection"]) == (status, "close")
+        assert connection.recv(1) == b""
+
+
 def test_bodies_that_would_fill_the_memory(start: Start, tiny_model: Path) -> None:
     """Those that are not all there make room, the largest first; whole ones are answered, small ones always."""
     server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, MAX_BODY_BYTES=200_000).wait_until_ready()

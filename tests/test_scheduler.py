@@ -145,6 +145,12 @@ gevent.sleep(0.2)
 opened.set()
 assert isinstance(error_of(gone), ClientGone) and 3 not in order
 """,
+    """# A request whose client left while it was computed goes on no further.
+scheduler = Scheduler(work, 1, 100)
+opened.set()
+gone = start(scheduler, range(100_000, 1_000_000), is_gone=lambda: len(order) > 100)
+assert isinstance(error_of(gone), ClientGone) and scheduler.waiting == 0
+""",
     """# What cannot be computed in time even alone is refused at once, with a number that can.
 def busy(rows):
     rows = [-row for row in rows]

@@ -135,6 +135,8 @@ def _look_at_number(data: bytes, type_: Any, many: Many) -> None:
     limit = settings().max_texts
     if limit > MAX_LOOK_ITEMS:
         return
+    for name in many.place.split("."):
+        _check_repeats(data, name, limit)
     try:
         decoder(_limited(type_, many, limit)).decode(data)
     except msgspec.ValidationError as error:
@@ -143,6 +145,16 @@ def _look_at_number(data: bytes, type_: Any, many: Many) -> None:
         raise TooLarge(
             f"{many.place} has more items than the limit of {limit} (MAX_TEXTS): send fewer at once.", many.place
         ) from None
+
+
+def _check_repeats(data: bytes, name: str, limit: int) -> None:
+    """Stop at a field that is there again and again: each time costs the type below 15 us.
+
+    A list may have as many texts that are the field's name. No encoder escapes a letter.
+    """
+    times = data.count(b'"%b"' % name.encode()) + data.count(rb"\u006") + data.count(rb"\u007")
+    if times > limit + 1:
+        raise InvalidRequest(f'The body has "{name}" {times} times: send the field once.', name)
 
 
 @functools.cache

@@ -11,15 +11,14 @@ from app.engine.embeddings import Ids, Vector
 class Batch:
     """begun, done: numbers of rows. queue_seconds: how long the first row waited.
 
-    check: called with done, the number of rows, and how long the first row has waited (0 for later ones), before each
-    row; it raises what keeps the row from being computed.
+    check: called with done and the number of rows before each row; it raises what keeps the row from being computed.
     """
 
     def __init__(
         self,
         rows: Sequence[Ids],
         on_vector: Callable[[int, Vector], None],
-        check: Callable[[int, int, float], None],
+        check: Callable[[int, int], None],
     ) -> None:
         self.rows = rows
         self.ticket = self.begun = self.done = 0
@@ -34,7 +33,7 @@ class Batch:
         """Raise what keeps the next row from being computed."""
         if not self.begun:
             self.queue_seconds = time.monotonic() - self._submitted
-        self._check(self.done, len(self.rows), 0.0 if self.begun else self.queue_seconds)
+        self._check(self.done, len(self.rows))
 
     def finish(self, index: int, vector: Vector) -> None:
         """Hand over the vector of a row, even when the request has given up: it is kept for the next one."""

@@ -31,11 +31,12 @@ class Connection:
 
     arrived: when the first byte of the current request came, in seconds of time.monotonic().
     has_ended: whether the client, or its time, ended in the middle of a request. body_bytes: received of its body.
+    holds_body: whether the client waits to be asked for the body (`Expect: 100-continue`), and was not yet.
     """
 
     def __init__(self, client: Any, connections: Connections, idle_seconds: float) -> None:
         self.arrived = 0.0
-        self.has_ended = False
+        self.has_ended = self.holds_body = False
         self._socket = client
         self._connections = connections
         self._idle_seconds = idle_seconds
@@ -61,10 +62,10 @@ class Connection:
         self.arrived = time.monotonic()
         self._until = self.arrived + (RECEIVE_SECONDS if is_begun else self._idle_seconds)
 
-    def await_body(self, until: float) -> None:
+    def await_body(self, until: float, holds_body: bool) -> None:
         """Receive a body, if there is one, and then serve; until: in seconds of time.monotonic()."""
         self._enter(State.SERVED)
-        self._until = until
+        self._until, self.holds_body = until, holds_body
 
     def recv(self, size: int) -> bytes:
         """Receive bytes of a request; none when the client has ended, or the time for them has.
@@ -75,6 +76,8 @@ class Connection:
         """
         is_head = self._state in (State.NEW, State.IDLE, State.HEAD)
         if not is_head:
+            if self.holds_body:
+                self._ask_for_body()
             self._enter(State.BODY)
             let_others_go_on(is_small=not self.body_bytes)
         self._packets += 1
@@ -120,6 +123,7 @@ class Connection:
         Raises:
             TimeoutError: the client reads less than MIN_BYTES_PER_SECOND.
         """
+        self.holds_body = False
         if self._sent:
             let_others_go_on()
         self._enter(State.SENDING)
@@ -130,11 +134,9 @@ class Connection:
         self._socket.settimeout(max(0.001, self._send_until + self._sent / MIN_BYTES_PER_SECOND - now))
         self._socket.sendall(data)
 
-    def send_continue(self) -> None:
-        """Ask for the body of a request with `Expect: 100-continue`."""
+    def _ask_for_body(self) -> None:
         self.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._sent = 0  # the response has its own time
-        self._enter(State.SERVED)
 
     def is_stalled(self) -> bool:
         """Return whether the client has left a part of its response unread for STALLED_SECONDS."""

@@ -42,6 +42,9 @@ KEYS = {"CONTENT-LENGTH": "CONTENT_LENGTH"} | {
     )
 }
 
+# Longest reason of Gunicorn's in an answer, which may quote a whole line of the request.
+MAX_REASON_CHARACTERS = 200
+
 
 class Response(gunicorn.http.wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
     """Gunicorn's response, whose head waits for the beginning of the body: one packet wakes the client once."""
@@ -123,7 +126,10 @@ def unreadable(error: Exception, config: Any) -> tuple[HTTPStatus, str]:
             status = HTTPStatus.BAD_REQUEST
         case _:
             return HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR
-    return status, f"The request cannot be read: {str(error).rstrip('.')}."
+    reason = str(error).rstrip(".")
+    if len(reason) > MAX_REASON_CHARACTERS:
+        reason = f"{reason[:MAX_REASON_CHARACTERS]}…"
+    return status, f"The request cannot be read: {reason}."
 
 
 @lru_cache(maxsize=1)

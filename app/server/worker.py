@@ -147,8 +147,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             self._reject_unread(connection, address, error)
             return False
         request.body.reader.limit_trailer_section = MAX_HEAD_BYTES  # Gunicorn's own limit is 800 kB
-        connection.await_body(connection.arrived + self.scheduler.deadline_seconds)
+        # Gunicorn would ask for the body at once; here the body's first read does.
         expects, request._expected_100_continue = request._expected_100_continue, False
+        connection.await_body(connection.arrived + self.scheduler.deadline_seconds, expects)
         context, head = RequestContext(connection.arrived), http.head_environ(request, address)
         context.read_environ(head)
         path = "/" + context.path.lstrip("/")  # as werkzeug reads it
@@ -159,8 +160,6 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             keeps = self.alive and not expects and http.has_small_body(head) and not request.should_close()
             self._reject(connection, context, QueueFull(self.settings.max_queue), keeps)
         else:
-            if expects:
-                connection.send_continue()
             response, environ = gunicorn.http.wsgi.create(request, connection, address, server, self.cfg, http.Response)
             environ[CONTEXT] = context
             if not request.path.isascii():  # Gunicorn encodes once more what came without percent signs
@@ -184,7 +183,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         status = response.status_code
         # A large body is not read after an error.
         is_read = status < HTTPStatus.BAD_REQUEST and context.method == "POST"
-        if not self.alive or connection.has_ended or not (is_read or http.has_small_body(environ)):
+        is_over = connection.has_ended or connection.holds_body
+        if not self.alive or is_over or not (is_read or http.has_small_body(environ)):
             response.force_close()
         try:
             for part in body:
@@ -209,7 +209,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self._send_error(connection, context, status, str(error), keeps)
 
     def _reject_unread(self, connection: Connection, address: Any, error: Exception) -> None:
-        """Answer a request that cannot be read, without its bytes in the answer or in the log."""
+        """Answer a request that cannot be read. None of its bytes are in the log."""
         status, message = http.unreadable(error, self.cfg)
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:
             self.log.error("unexpected error", exc_info=error)
