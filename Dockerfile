@@ -60,10 +60,10 @@ COPY --from=inventory /sbom.cdx.json /
 
 FROM packages AS model
 ARG TORCH_INDEX
-COPY requirements/build.txt requirements/torch.txt requirements/
+COPY requirements/build.txt requirements/torch requirements/torch.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --quiet --require-hashes -r requirements/build.txt \
-    && PIP_EXTRA_INDEX_URL=$TORCH_INDEX pip install --quiet --retries 1 --timeout 10 -r requirements/torch.txt
+    && sh requirements/torch pip install --quiet
 COPY build build
 COPY --from=source / /source/
 ARG MODEL

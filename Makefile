@@ -1,4 +1,4 @@
-# Needs Python 3.11 to 3.13, make and a package index; everything else is set up here.
+# Needs Python 3.11 to 3.14, make and a package index; everything else is set up here.
 #   make run     set up what is missing, then serve on http://localhost:$PORT (8080)
 #   make test    set up what is missing, then run every test
 #   make model   build model/ (MODEL=…, REVISION=…, EFFORT=…); nothing changed: does nothing
@@ -81,14 +81,14 @@ format: $(venv)/.test
 	$(bin)/isort --quiet .
 
 lock: $(venv)/.test
-	PATH="$(CURDIR)/$(bin):$$PATH" requirements/lock
+	PATH="$(CURDIR)/$(bin):$$PATH" TORCH_INDEX='$(TORCH_INDEX)' requirements/lock
 
 clean:
 	rm -rf $(venv) model .cache
 
 $(venv)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-		|| { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1): Python 3.11, 3.12 or 3.13 is needed, e.g. make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
+		|| { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1): Python 3.11 to 3.14 is needed, e.g. make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(venv) || { rm -rf $(venv); exit 1; }
 
 $(venv)/.runtime: requirements/runtime.txt requirements/sdist.txt | $(venv)/bin/python
@@ -96,10 +96,9 @@ $(venv)/.runtime: requirements/runtime.txt requirements/sdist.txt | $(venv)/bin/
 	$(install) --require-hashes --no-build-isolation -r requirements/runtime.txt
 	@touch $@
 
-# The index of CPU builds may be out of reach: it is asked once and given up on in seconds.
 $(venv)/.build: requirements/build.txt requirements/torch.txt | $(venv)/bin/python
 	$(install) --require-hashes -r requirements/build.txt
-	PIP_EXTRA_INDEX_URL="$$PIP_EXTRA_INDEX_URL $(TORCH_INDEX)" $(install) --retries 1 --timeout 10 -r requirements/torch.txt
+	@TORCH_INDEX='$(TORCH_INDEX)' sh requirements/torch $(install)
 	@touch $@
 
 $(venv)/.test: requirements/test.txt | $(venv)/bin/python
