@@ -3,6 +3,7 @@
 #   runtime    the same, without what the server never uses
 #   model      the heavy part: PyTorch, download, export, quantize
 #   verified   the proof, by the engine that ships: rerun when app/engine/ changes, the export is not
+#   inventory  the list of what is in the image; not a part of it
 #   (last)     what is shipped
 #
 # docker build -t embedding-api .
@@ -20,6 +21,7 @@ ARG EFFORT=default
 # The name to show for a model of your own; hub models have theirs.
 ARG MODEL_NAME=
 ARG PRECISION=int8
+ARG VERSION=0.1.0
 # PyTorch's own index of CPU builds; elsewhere the package is a CUDA build of several GB.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -43,19 +45,6 @@ COPY requirements/slim.py requirements/
 # slim.py writes it; what Python itself would write depends on the time.
 ENV PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONDONTWRITEBYTECODE=1
 RUN ORT_DISABLE_TELEMETRY=1 /opt/venv/bin/python requirements/slim.py
-
-
-FROM runtime AS inventory
-COPY requirements/audit.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m venv --without-pip /opt/audit \
-    && pip --python /opt/audit/bin/python install --quiet --require-hashes -r requirements/audit.txt \
-    && /opt/audit/bin/cyclonedx-py environment --output-reproducible --output-file /sbom.cdx.json /opt/venv/bin/python
-
-
-# The list of the packages in the image: docker build --target sbom --output type=local,dest=. .
-FROM scratch AS sbom
-COPY --from=inventory /sbom.cdx.json /
 
 
 FROM packages AS model
@@ -88,6 +77,28 @@ COPY app/errors.py app/
 # The source is there already: nothing is downloaded.
 RUN HF_HUB_OFFLINE=1 /opt/venv/bin/python -m build.verify --model "$MODEL" ${REVISION:+--revision "$REVISION"} \
     ${MODEL_NAME:+--name "$MODEL_NAME"}
+
+
+# The same base as the image: Debian's packages and the base's own Python packages are read here.
+FROM runtime AS inventory
+COPY requirements/audit.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv --without-pip /opt/audit \
+    && pip --python /opt/audit/bin/python install --quiet --require-hashes -r requirements/audit.txt \
+    && cd /opt/audit \
+    && bin/cyclonedx-py environment --spec-version 1.5 --output-reproducible -o server.json /opt/venv/bin/python \
+    && bin/cyclonedx-py environment --spec-version 1.5 --output-reproducible -o base.json "$(command -v python)"
+COPY requirements/sbom.py requirements/
+COPY --from=verified /src/model/manifest.json model/
+ARG PRECISION
+ARG VERSION
+RUN python requirements/sbom.py --version "$VERSION" --precision "$PRECISION" --manifest model/manifest.json \
+    /opt/audit/server.json /opt/audit/base.json >/sbom.cdx.json
+
+
+# The list of what is in the image: docker build --target sbom --output type=local,dest=. .
+FROM scratch AS sbom
+COPY --from=inventory /sbom.cdx.json /
 
 
 FROM ${PYTHON_IMAGE} AS code
@@ -124,7 +135,7 @@ CMD ["gunicorn"]
 ARG MODEL
 ARG REVISION
 ARG MODEL_NAME
-ARG VERSION=0.1.0
+ARG VERSION
 ARG VCS_URL=
 ARG VCS_REVISION=
 LABEL org.opencontainers.image.title="embedding-api" \

@@ -46,10 +46,11 @@ test: $(venv)/.runtime $(venv)/.build $(venv)/.test
 image:
 	$(CONTAINER_BUILD) -t $(IMAGE) $(image_args) .
 
-# The list of the Python packages in the image, sbom.cdx.json (CycloneDX).
+# The list of what is in the image, sbom.cdx.json (CycloneDX); takes the variables that `make image` was given.
 sbom:
 	$(CONTAINER_BUILD) -t $(IMAGE)-sbom $(image_args) --target sbom --output=type=local,dest=. .
 
+# Compares the image with sbom.cdx.json, too: `make sbom` comes first.
 image-check: $(venv)/.runtime $(venv)/.build $(venv)/.test
 	IMAGE='$(IMAGE)' PYTHON_IMAGE='$(PYTHON_IMAGE)' $(bin)/python -m pytest tests/image
 
@@ -84,7 +85,7 @@ lock: $(venv)/.test
 	PATH="$(CURDIR)/$(bin):$$PATH" TORCH_INDEX='$(TORCH_INDEX)' requirements/lock
 
 clean:
-	rm -rf $(venv) model .cache
+	rm -rf $(venv) model .cache sbom.cdx.json
 
 $(venv)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \

@@ -12,12 +12,14 @@ from io import BytesIO
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
 import yaml
 
 from app import routes
+from tests import cyclonedx
 from tests.conftest import ROOT, Server, free_port
 from tests.image import container
 
@@ -126,6 +128,51 @@ def test_the_configuration() -> None:
     assert labels["embedding-api.model.id"]
     assert set(labels) >= {"embedding-api.model.revision", "embedding-api.model.precision"}
     assert not [item for item in config["Env"] if re.match("(?!GPG_KEY)[A-Z_]*(TOKEN|KEY|SECRET|PASSWORD)", item)]
+
+
+@pytest.fixture(scope="module")
+def sbom() -> dict[str, Any]:
+    """The list that `make sbom` wrote."""
+    path = ROOT / "sbom.cdx.json"
+    if not path.is_file():
+        pytest.fail(f"There is no {path.name}: run `make sbom` with the variables that `make image` was given.")
+    return dict(json.loads(path.read_text()))
+
+
+@pytest.fixture(scope="module")
+def installed() -> dict[str, Any]:
+    """What is installed in a container of the image, as its own tools report it."""
+    return dict(container.run_script("inside_packages"))
+
+
+def test_the_sbom_is_a_cyclonedx_file(sbom: dict[str, Any]) -> None:
+    """CycloneDX 1.5, which Artifact Registry takes, of the version in the image's label."""
+    assert cyclonedx.problems(sbom) == []
+    labels = container.config()["Labels"]
+    assert sbom["metadata"]["component"]["version"] == labels["org.opencontainers.image.version"]
+
+
+def test_the_sbom_has_every_package(sbom: dict[str, Any], installed: dict[str, Any]) -> None:
+    """Debian's by name, version and architecture, those of both Pythons, and none that is not in the image."""
+    listed = [(urlsplit(part["purl"]), part) for part in sbom["components"] if "purl" in part]
+    debian = [
+        [part["name"], part["version"], parse_qs(purl.query)["arch"][0]]
+        for purl, part in listed
+        if purl.path.startswith("deb/debian/")
+    ]
+    assert len(debian) > 50
+    assert sorted(debian) == installed["debian"]
+    python = [[part["name"], part["version"]] for purl, part in listed if purl.path.startswith("pypi/")]
+    assert len(python) > 20
+    assert sorted(python) == installed["python"]
+    assert f"pkg:generic/python@{installed['version']}" in [part.get("purl") for part in sbom["components"]]
+
+
+def test_the_sbom_has_the_model(sbom: dict[str, Any], installed: dict[str, Any]) -> None:
+    """Its id and revision, and each of its files with the hash of what is in the image."""
+    [model] = [part for part in sbom["components"] if part["type"] == "machine-learning-model"]
+    assert [model["name"], model.get("version")] == installed["model"]
+    assert {part["name"]: part["hashes"][0]["content"] for part in model["components"]} == installed["files"]
 
 
 def test_what_is_imported() -> None:
