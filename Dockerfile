@@ -9,9 +9,9 @@
 # docker build -t embedding-api .
 # docker build -t embedding-api --build-arg MODEL=/source --build-context source=FOLDER .   your own model
 # docker build -t embedding-api --build-arg MODEL=… --secret id=hf_token,src=FILE .         a private one
+# docker build -t embedding-api --secret id=pip_conf,src=pip.conf .                          an index with a password
 
-# Pinned to the Python that the locks were tested with; its tag moves with Debian's security fixes. For a
-# build that can be repeated to the byte: PYTHON_IMAGE=docker.io/library/python:3.11-slim@sha256:…
+# Pinned to the Python that the locks were tested with; its tag moves with Debian's security fixes.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim
 # What to serve: a hub id, its branch, tag or commit, and int8 or fp32.
 ARG MODEL=sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2
@@ -22,18 +22,23 @@ ARG EFFORT=default
 ARG MODEL_NAME=
 ARG PRECISION=int8
 ARG VERSION=0.1.0
-# PyTorch's own index of CPU builds; elsewhere the package is a CUDA build of several GB.
+# Where packages, PyTorch's CPU builds and models come from: mirrors within your reach.
+ARG PIP_INDEX_URL=
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG HF_ENDPOINT=https://huggingface.co
 
 # A model of your own comes in its place: --build-context source=FOLDER
 FROM scratch AS source
 
 FROM ${PYTHON_IMAGE} AS packages
 WORKDIR /src
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_DEPS=1 PIP_PYTHON=/opt/venv/bin/python PIP_ROOT_USER_ACTION=ignore
+ARG PIP_INDEX_URL
+# The file of pip's settings is there where such a secret is given to the build; it is in no layer.
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_DEPS=1 PIP_PYTHON=/opt/venv/bin/python PIP_ROOT_USER_ACTION=ignore \
+    PIP_CONFIG_FILE=/run/secrets/pip_conf
 COPY requirements/runtime.txt requirements/sdist.txt requirements/
 # What comes as source is built with what is locked, too.
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf \
     python -m venv --without-pip /opt/venv \
     && pip install --quiet --no-compile --require-hashes -r requirements/sdist.txt \
     && PYTHONDONTWRITEBYTECODE=1 pip install --quiet --no-compile --require-hashes --no-build-isolation -r requirements/runtime.txt
@@ -48,9 +53,10 @@ RUN ORT_DISABLE_TELEMETRY=1 /opt/venv/bin/python requirements/slim.py
 
 
 FROM packages AS model
+ARG PIP_INDEX_URL
 ARG TORCH_INDEX
 COPY requirements/build.txt requirements/torch requirements/torch.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf \
     pip install --quiet --require-hashes -r requirements/build.txt \
     && sh requirements/torch pip install --quiet
 COPY build build
@@ -58,6 +64,7 @@ COPY --from=source / /source/
 ARG MODEL
 ARG REVISION
 ARG EFFORT
+ARG HF_ENDPOINT
 # Where there is such a secret, the hub's client reads the token from it; it is in no layer.
 RUN --mount=type=secret,id=hf_token \
     HF_TOKEN_PATH=/run/secrets/hf_token /opt/venv/bin/python -m build.export_onnx --model "$MODEL" ${REVISION:+--revision "$REVISION"} \
@@ -81,8 +88,9 @@ RUN HF_HUB_OFFLINE=1 /opt/venv/bin/python -m build.verify --model "$MODEL" ${REV
 
 # The same base as the image: Debian's packages and the base's own Python packages are read here.
 FROM runtime AS inventory
+ARG PIP_INDEX_URL
 COPY requirements/audit.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf \
     python -m venv --without-pip /opt/audit \
     && pip --python /opt/audit/bin/python install --quiet --require-hashes -r requirements/audit.txt \
     && cd /opt/audit \
@@ -111,8 +119,11 @@ RUN chmod -R u=rwX,go=rX . && python -m compileall -q --invalidation-mode checke
 
 
 FROM ${PYTHON_IMAGE}
+ARG PYTHON_IMAGE
 ARG PRECISION
 WORKDIR /srv
+# The server never becomes another user, so what would let it (su, mount, passwd, …) has no place here.
+RUN find / -xdev -type f -perm /6000 -delete
 COPY --from=runtime /opt/venv /opt/venv
 COPY --from=runtime /opt/bytecode /opt/bytecode
 COPY --from=model /src/model/model_${PRECISION}.onnx /src/model/model_${PRECISION}.onnx.data model/
@@ -144,6 +155,7 @@ LABEL org.opencontainers.image.title="embedding-api" \
       org.opencontainers.image.revision="$VCS_REVISION" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.base.name="$PYTHON_IMAGE" \
       embedding-api.model.id="${MODEL_NAME:-$MODEL}" \
       embedding-api.model.revision="$REVISION" \
       embedding-api.model.precision="$PRECISION"

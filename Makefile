@@ -25,11 +25,11 @@ install := $(bin)/python -m pip install --quiet --disable-pip-version-check --no
 black := $(bin)/black --line-length 120 --exclude '/(\.git|\.venv|\.cache|model)/'
 out := $(or $(MODEL_DIR),model)
 build_args := $(if $(MODEL),--model '$(MODEL)') $(if $(REVISION),--revision '$(REVISION)') $(if $(EFFORT),--effort '$(EFFORT)') --out '$(out)'
-image_args := $(foreach name,MODEL REVISION EFFORT PRECISION PYTHON_IMAGE TORCH_INDEX,$(if $($(name)),--build-arg $(name)='$($(name))'))
+image_args := $(foreach name,MODEL REVISION EFFORT PRECISION PYTHON_IMAGE PIP_INDEX_URL TORCH_INDEX HF_ENDPOINT,$(if $($(name)),--build-arg $(name)='$($(name))'))
 
 # pip must not run twice at once in one environment
 .NOTPARALLEL:
-.PHONY: run test model image image-check image-size image-start sbom audit bench soak recipes lint format lock clean
+.PHONY: run test model image image-check image-size image-start sbom audit bench soak recipes lint format lock pins clean
 
 # A sealed model folder is served as it is, whatever model it holds.
 run: $(venv)/.runtime $(venv)/.build
@@ -83,6 +83,10 @@ format: $(venv)/.test
 
 lock: $(venv)/.test
 	PATH="$(CURDIR)/$(bin):$$PATH" TORCH_INDEX='$(TORCH_INDEX)' requirements/lock
+
+# Digests of the images and the commit of the default model, as they are today.
+pins:
+	@$(PYTHON) requirements/pins.py
 
 clean:
 	rm -rf $(venv) model .cache sbom.cdx.json

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from build import BuildError, files
-from build.source import DEFAULT_MODEL, Source, fetch
+from build.source import DEFAULT_MODEL, Source, fetch, revision_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -78,6 +78,8 @@ def _add_effort(parser: argparse.ArgumentParser) -> None:
 def _run(work: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
     """Work in the folder alone; an error is a line, not a stack trace. Returns the exit code."""
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    if "model" in options:
+        options.revision = revision_of(options.model, options.revision)
     try:
         with files.locked(options.out):
             work(options)

@@ -14,6 +14,8 @@ from pathlib import Path
 from build import BuildError, files, standin
 
 DEFAULT_MODEL = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
+# Its commit, which `make pins` writes; None: what its main branch is on the day of the build.
+DEFAULT_REVISION: str | None = None
 CACHE = Path(__file__).parent.parent / ".cache"
 # What sentence-transformers reads; hubs' folders also hold the same weights for other frameworks.
 TEXT_FILES = ["*.json", "*.txt", "*.model"]
@@ -33,6 +35,11 @@ class Source:
     revision: str | None = None
     stand_in: bool = False
     warning: str | None = None
+
+
+def revision_of(model: str, revision: str | None) -> str | None:
+    """Return the revision that was asked for, or the default model's own."""
+    return revision or (DEFAULT_REVISION if model == DEFAULT_MODEL else None)
 
 
 def fetch(model: str, revision: str | None = None, fallback: str | None = None) -> Source:

@@ -550,7 +550,7 @@ def test_pipeline(pipeline: Pipeline) -> None:
     tagged = f"{IMAGE}:c0ffee"
     wanted = [
         "docker audit",
-        "docker buildx create .* --driver-opt image=docker.io/moby/buildkit:v[0-9.]+$",
+        "docker buildx create .* --driver-opt image=docker.io/moby/buildkit:v[0-9.]+(@sha256:[0-9a-f]+)?$",
         f"docker buildx build .* --load --tag {tagged} --tag {IMAGE}:build-1 --cache-to .*ref={IMAGE}:cache.* .",
         "docker buildx build .* --target sbom --output type=local,dest=. .",
         f"docker image inspect .* {tagged}",

@@ -108,6 +108,12 @@ def test_the_files_are_roots_and_the_server_only_reads_them(added: dict[str, lis
             assert mode & 0o004, (path, oct(mode))
 
 
+def test_nothing_becomes_another_user() -> None:
+    """No file of the whole image is setuid or setgid, its base's own included."""
+    find = "find / -xdev -type f -perm /6000 2>/dev/null; true"  # some folders are root's alone
+    assert container.run("sh", "-c", find).decode().split() == []
+
+
 def test_the_size() -> None:
     """Above the base at most 260 MB, packed 115 MB (with FP32 more)."""
     totals = [sum(column) / 1e6 for column in zip(*container.run_script("inside_sizes").values(), strict=True)]
@@ -122,12 +128,13 @@ def test_the_configuration() -> None:
     assert config["Cmd"] == ["gunicorn"]
     assert not config.get("Entrypoint")
     labels = config["Labels"]
-    names = ["source", "revision", "version", "licenses", "title", "description"]
+    names = ["source", "revision", "version", "licenses", "title", "description", "base.name"]
     assert set(labels) >= {f"org.opencontainers.image.{name}" for name in names}
     assert labels["org.opencontainers.image.version"] == routes.VERSION
     assert labels["embedding-api.model.id"]
     assert set(labels) >= {"embedding-api.model.revision", "embedding-api.model.precision"}
     assert not [item for item in config["Env"] if re.match("(?!GPG_KEY)[A-Z_]*(TOKEN|KEY|SECRET|PASSWORD)", item)]
+    assert not [item for item in config["Env"] if re.match("PIP_|HF_|TORCH_INDEX|[A-Za-z]*_(PROXY|proxy)", item)]
 
 
 @pytest.fixture(scope="module")
