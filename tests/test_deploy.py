@@ -1,33 +1,28 @@
-"""The way to Cloud Run, as far as it can be walked here: the files against their schemas and against
-what they name, the pipeline's own scripts with stand-ins for docker and gcloud, and the smoke check
-against a real server."""
+"""The way to Cloud Run, as far as it can be walked here: the files against their schemas and against what they
+name, and the pipeline's own scripts with stand-ins for docker and gcloud."""
 
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import fields
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]
 import pytest
-import requests
 import yaml
 
 from app.settings import Settings
 from build import verify
 from tests.conftest import ROOT, Server, free_port
+from tests.schema import problems
+from tests.stand_ins import altered, answering, model, quality, vectors
 
-SCHEMAS = ROOT / "tests/schemas"
 BUILD = yaml.safe_load((ROOT / "cloudbuild.yaml").read_text())
 STEPS = {step["id"]: step for step in BUILD["steps"]}
 SCRIPTS = "\n".join(step["script"] for step in BUILD["steps"])
@@ -35,7 +30,6 @@ SERVICE = yaml.safe_load((ROOT / "service.yaml").read_text())
 POD = SERVICE["spec"]["template"]["spec"]
 CONTAINER = POD["containers"][0]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-SMOKE = runpy.run_path(str(ROOT / "deploy/smoke.py"))
 # What Cloud Build gives to every build, and what only to those of a trigger.
 ALWAYS = {"PROJECT_ID": "project", "BUILD_ID": "build-1"}
 TRIGGERED = {"COMMIT_SHA": "c0ffee", "REPO_FULL_NAME": "owner/name"}
@@ -45,13 +39,6 @@ PROJECT = "project"
 ACCOUNT = f"embedding-api@{PROJECT}.iam.gserviceaccount.com"
 ROLLOUT = ["python3", "deploy/rollout.py", "embedding-api", "asia-northeast1", DIGEST, ACCOUNT]
 OLD = "embedding-api-00001-abc"
-
-
-def problems(name: str, document: Any) -> list[str]:
-    schema = json.loads((SCHEMAS / name).read_text())
-    kind = jsonschema.validators.validator_for(schema)
-    kind.check_schema(schema)
-    return [f"{list(error.path)}: {error.message}" for error in kind(schema).iter_errors(document)]
 
 
 def test_schemas() -> None:
@@ -116,12 +103,6 @@ def test_the_check_runs_the_image_as_small_as_it_will_be() -> None:
     assert f"--cpus {limits['cpu']} --memory {memory} " in STEPS["check"]["script"]
 
 
-def test_the_smoke_check_has_the_builds_gate() -> None:
-    gate = {name: value for name, value in vars(verify).items() if name.startswith(("FP32_", "INT8_"))}
-    assert len(gate) == 5
-    assert {name: SMOKE[name] for name in gate} == gate
-
-
 def test_nothing_is_pushed_beside_a_check() -> None:
     """Cloud Build starts a step when those of its waitFor are done; without one, when all before it are."""
     order = list(STEPS)
@@ -134,306 +115,6 @@ def test_nothing_is_pushed_beside_a_check() -> None:
 @pytest.fixture(scope="module")
 def server(start: Callable[..., Server], tiny_model: Path) -> Server:
     return start(MODEL_DIR=tiny_model, MAX_LENGTH="64").wait_until_ready()
-
-
-@contextmanager
-def altered(server: Server, change: Callable[[str, Any], tuple[int, Any]]) -> Iterator[str]:
-    """The URL of a server that passes everything on, and alters the answers: change(path, JSON)."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            headers = {"Content-Type": "application/json"} if body else {}
-            answer = requests.request(self.command, server.url + self.path, data=body, headers=headers, timeout=10)
-            status, changed = change(self.path.partition("?")[0], answer.json())
-            self.send_response(answer.status_code if status == 200 else status)
-            self.end_headers()
-            self.wfile.write(json.dumps(changed).encode())
-
-        do_POST = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
-        thread = Thread(target=proxy.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{proxy.server_port}"
-        proxy.shutdown()
-        thread.join()
-
-
-def smoke(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """As the image runs it: from standard input, with whatever locale there is."""
-    with (ROOT / "deploy/smoke.py").open() as script:
-        return subprocess.run(
-            [sys.executable, "-", *arguments],
-            stdin=script,
-            env={"LC_ALL": "C", **environ},
-            capture_output=True,
-            text=True,
-        )
-
-
-def test_smoke(server: Server) -> None:
-    """A good server passes: a line for each check that says what was seen."""
-    run = smoke(server.url)
-    assert run.returncode == 0, run.stderr
-    lines = run.stdout.splitlines()
-    assert len(lines) == 6
-    assert all(line.startswith("ok: ") for line in lines)
-    about = requests.get(server.url, timeout=10).json()["model"]
-    assert f"{about['id']} at {about['revision']}, int8, {about['dimension']} dimensions" in lines[1]
-
-
-def test_smoke_with_a_key(start: Callable[..., Server], tiny_model: Path) -> None:
-    """A server with keys wants one, beside which Cloud Run's token has a header of its own."""
-    server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, API_KEY="one,two").wait_until_ready()
-    assert "401" in smoke(server.url, SMOKE_TOKEN="token").stderr
-    assert smoke(server.url, SMOKE_TOKEN="token", SMOKE_API_KEY="two").returncode == 0
-    assert smoke(server.url, SMOKE_API_KEY="one,two").returncode == 0
-
-
-def model(**values: Any) -> Callable[[str, Any], tuple[int, Any]]:
-    return lambda path, answer: (200, {**answer, "model": {**answer["model"], **values}} if path == "/" else answer)
-
-
-def quality(file: str, name: str, value: float) -> Callable[[str, Any], tuple[int, Any]]:
-    def change(path: str, answer: Any) -> tuple[int, Any]:
-        if path == "/":
-            answer["quality"][file][name] = value
-        return 200, answer
-
-    return change
-
-
-def vectors(change: Callable[[list[Any]], list[Any]]) -> Callable[[str, Any], tuple[int, Any]]:
-    return lambda _, answer: (200, {**answer, "vectors": change(answer["vectors"])} if "vectors" in answer else answer)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (model(stand_in=True), "The model is the stand-in"),
-        (quality("fp32", "min", 0.9999), "FP32's least cosine is 0.9999, below 0.99999"),
-        (quality("int8", "mean", 0.9), f"INT8's mean cosine is 0.9, below {verify.INT8_COSINE['mean']}"),
-        (quality("int8", "p1", 0.8), f"INT8's p1 cosine is 0.8, below {verify.INT8_COSINE['p1']}"),
-        (quality("int8", "min", 0.7), f"INT8's min cosine is 0.7, below {verify.INT8_COSINE['min']}"),
-        (quality("int8", "pairwise_difference", 0.02), f"is 0.02, not below {verify.INT8_PAIRWISE_DIFFERENCE}"),
-        (quality("int8", "pairwise_difference", float("nan")), f"is nan, not below {verify.INT8_PAIRWISE_DIFFERENCE}"),
-        (quality("retrieval", "difference", -0.5), f"more than {verify.INT8_RETRIEVAL_LOSS} below the original's"),
-        (quality("neighbours", "overlap", 0.5), f"is 0.5, below {verify.INT8_NEIGHBOURS}"),
-        (vectors(lambda given: given[:2]), "for 3 texts"),
-        (vectors(lambda given: [given[0]] * 3), "the same vector for different texts"),
-        (vectors(lambda given: [*given[:2], given[2][::-1]]), "another vector alone than in a batch"),
-        (vectors(lambda given: [[float("inf"), *given[0][1:]], *given[1:]]), "not finite"),
-        (lambda path, answer: (503 if path == "/embed" else 200, answer), "/embed answered 503"),
-        (lambda path, answer: (200, {} if path == "/" else answer), "not of this API's form"),
-        (
-            lambda path, answer: (200, {"replies": []} if path == "/bigquery" else answer),
-            "do not all give the vectors of /embed with texts",
-        ),
-        (lambda path, answer: (200, {"error": "no"} if "error" in answer else answer), "/embed answered an empty list"),
-    ],
-)
-def test_smoke_refuses(server: Server, change: Callable[[str, Any], tuple[int, Any]], says: str) -> None:
-    with altered(server, change) as url:
-        run = smoke(url)
-    assert run.returncode == 1
-    assert run.stderr.startswith("FAILED: ")
-    assert says in run.stderr
-    assert "Traceback" not in run.stderr
-
-
-def test_smoke_takes_the_stand_in_where_that_is_said(server: Server) -> None:
-    with altered(server, model(stand_in=True, warning="not for production")) as url:
-        run = smoke(url, "--allow-stand-in")
-    assert run.returncode == 0, run.stderr
-    assert "warning: not for production" in run.stdout
-
-
-def test_smoke_gives_up(server: Server) -> None:
-    """Nobody there, or a private service: it says so after its time."""
-    run = smoke(f"http://127.0.0.1:{free_port()}", "--timeout", "0.5")
-    assert run.returncode == 1
-    assert "/readyz did not answer 200 within 0.5 s; last: <urlopen error" in run.stderr
-    with altered(server, lambda _, answer: (403, answer)) as url:
-        run = smoke(url, "--timeout", "0.5", "--ready-path", "/health")
-    assert run.returncode == 1
-    assert "/health went on answering 403 with " in run.stderr
-    assert "set SMOKE_TOKEN to an identity token" in run.stderr
-
-
-@pytest.mark.parametrize(("denials", "passes"), [(2, True), (10**9, False)])
-def test_smoke_waits_for_a_permission_but_not_long(
-    server: Server, monkeypatch: pytest.MonkeyPatch, denials: int, passes: bool
-) -> None:
-    """One that was just granted arrives in seconds; without one, the time for a slow start is not waited for."""
-    names = SMOKE["ready"].__globals__
-    monkeypatch.setitem(names, "RETRY_SECONDS", 0.01)
-    monkeypatch.setitem(names, "DENIED_SECONDS", 10 if passes else 0.1)
-    asked: list[str] = []
-
-    def change(path: str, answer: Any) -> tuple[int, Any]:
-        asked.append(path)
-        return 403 if len(asked) <= denials else 200, answer
-
-    began = time.monotonic()
-    with altered(server, change) as url:
-        if passes:
-            assert SMOKE["ready"](SMOKE["Server"](url), "/health", 300) == "/health answers 200"
-            assert len(asked) == denials + 1
-        else:
-            with pytest.raises(SMOKE["Failed"], match="went on answering 403"):
-                SMOKE["ready"](SMOKE["Server"](url), "/health", 300)
-            assert len(asked) > 1
-    assert time.monotonic() - began < 60
-
-
-@pytest.mark.parametrize(("failures", "passes"), [(2, True), (3, False)])
-def test_smoke_bears_an_instance_that_starts(server: Server, failures: int, passes: bool) -> None:
-    """Two answers of 503 are tried again, a third is not."""
-    asked: list[str] = []
-
-    def change(path: str, answer: Any) -> tuple[int, Any]:
-        if path == "/embed":
-            asked.append(path)
-        return (503 if path == "/embed" and len(asked) <= failures else 200), answer
-
-    with altered(server, change) as url:
-        run = smoke(url)
-    assert (run.returncode == 0) == passes, run.stderr
-    assert passes or "/embed answered 503" in run.stderr
-
-
-@contextmanager
-def answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """The URL of a server whose every GET is answered by this function."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            with suppress(OSError):
-                answer(self)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def test_smoke_follows_no_redirect(server: Server) -> None:
-    """Else the token would go to whatever host the answer names."""
-    seen: list[str] = []
-
-    def elsewhere(request: BaseHTTPRequestHandler) -> None:
-        seen.append(request.path)
-        request.send_response(200)
-        request.end_headers()
-
-    with answering(elsewhere) as other:
-
-        def redirect(request: BaseHTTPRequestHandler) -> None:
-            request.send_response(307)
-            request.send_header("Location", other + request.path)
-            request.end_headers()
-
-        with answering(redirect) as url:
-            run = smoke(url, "--timeout", "0.5", SMOKE_TOKEN="token")
-    assert run.returncode == 1
-    assert "/readyz did not answer 200 within 0.5 s; last: 307" in run.stderr
-    assert seen == []
-
-
-def test_smoke_does_not_wait_for_a_server_that_drips(server: Server) -> None:
-    """A byte now and then keeps every read from timing out: the whole has a limit of its own."""
-
-    def drip(request: BaseHTTPRequestHandler) -> None:
-        request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        for _ in range(1000):
-            request.wfile.write(b" ")
-            time.sleep(0.1)
-
-    began = time.monotonic()
-    with answering(drip) as url:
-        run = smoke(url, "--timeout", "0.5")
-    assert run.returncode == 1
-    assert "an answer of /readyz did not end within 4.5 s" in run.stderr
-    assert time.monotonic() - began < 60
-
-
-def test_smoke_reads_no_more_than_an_answer_can_have(server: Server) -> None:
-    def endless(request: BaseHTTPRequestHandler) -> None:
-        request.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        while True:
-            request.wfile.write(b" " * 100_000)
-
-    with answering(endless) as url:
-        run = smoke(url)
-    assert run.returncode == 1
-    assert "/readyz answered with more than 1000000 bytes." in run.stderr
-
-
-@pytest.mark.parametrize("url", ["localhost", "localhost:8080", "http://", "http://localhost:port", "http://[::1", ""])
-def test_smoke_wants_a_url(url: str) -> None:
-    run = smoke(url)
-    assert run.returncode == 1
-    assert run.stderr == (
-        f"FAILED: {url}: this is no URL of a server; it must be like http://localhost:8080 or https://example.com.\n"
-    )
-
-
-# Stands in for python3 in PATH: makes an environment with stand-ins for pip and pip-audit.
-VENV = """#!/bin/sh
-mkdir -p "$3/bin"
-printf '#!/bin/sh\\nexit $INSTALL\\n' >"$3/bin/python"
-printf '#!/bin/sh\\necho "options: $*"\\necho "$SAYS" >&2\\nexit $ENDS\\n' >"$3/bin/pip-audit"
-chmod +x "$3/bin/python" "$3/bin/pip-audit"
-exit $VENV
-"""
-NONE = "No known vulnerabilities found"
-
-
-@pytest.mark.parametrize(
-    ("says", "ends", "status"),
-    [
-        (NONE, 0, 0),
-        ("No known vulnerabilities found, 1 ignored", 0, 0),
-        ("Found 1 known vulnerability in 1 package", 1, 1),
-        ("Found 12 known vulnerabilities, ignored 1 in 3 packages", 1, 1),
-        ("ERROR:pip_audit._cli:flask: Dependency not found on PyPI and could not be audited: flask (3.1.2)", 1, 2),
-        ("pip_audit._service.interface.ServiceError: 503 Server Error", 1, 2),
-        ("pip-audit: error: unrecognized arguments: --ignore", 2, 2),
-        (NONE, 137, 2),
-    ],
-)
-def test_audit(tmp_path: Path, says: str, ends: int, status: int) -> None:
-    """1 is a finding and nothing else: whoever reads 2 knows that nobody has looked."""
-    run = audit(tmp_path, SAYS=says, ENDS=str(ends))
-    assert run.returncode == status
-    assert says in run.stderr
-    assert ("not everything, was checked" in run.stderr) == (status == 2)
-    assert re.fullmatch("options: .*--strict .*-r runtime.txt --ignore-vuln GHSA-1\n", run.stdout)
-
-
-@pytest.mark.parametrize("fail", ["VENV", "INSTALL"])
-def test_audit_without_its_tool(tmp_path: Path, fail: str) -> None:
-    run = audit(tmp_path, **{fail: "1"})
-    assert run.returncode == 2
-    assert "pip-audit could not be installed; nothing, or not everything, was checked" in run.stderr
-    assert run.stdout == ""
-
-
-def audit(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    (folder / "python3").write_text(VENV)
-    (folder / "python3").chmod(0o755)
-    known = {"PATH": f"{folder}:{os.defpath}", "VENV": "0", "INSTALL": "0", "ENDS": "0", "SAYS": NONE}
-    command = ["sh", str(ROOT / "requirements/audit"), "--ignore-vuln", "GHSA-1"]
-    return subprocess.run(command, env={**known, **environ}, capture_output=True, text=True)
 
 
 # Stands in for docker and gcloud: notes the call, fails where FAIL matches it, else answers plausibly;

@@ -14,8 +14,8 @@ import yaml
 
 from app.settings import Settings
 from tests.conftest import ROOT
+from tests.schema import problems
 from tests.test_deploy import CONTAINER as KNATIVE
-from tests.test_deploy import problems
 
 FILE = ROOT / "deploy/kubernetes.yaml"
 DOCUMENTS = list(yaml.safe_load_all(FILE.read_text()))

@@ -6,15 +6,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import pytest
 
 from build.source import DEFAULT_MODEL, DEFAULT_REVISION, revision_of
 from tests.conftest import ROOT, free_port
+from tests.stand_ins import answering
 
 FILES = ["Dockerfile", "cloudbuild.yaml", "build/source.py", "requirements/pins.json", "requirements/pins.py"]
 PINS = json.loads((ROOT / "requirements/pins.json").read_text())
@@ -23,12 +22,12 @@ BASE, DOCKER = "docker.io/library/python:3.11-slim", "docker.io/library/docker:2
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class World(ThreadingHTTPServer):
+class World:
     """A registry, the place that gives its tokens, and a model hub."""
 
+    url = ""
+
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
         self.answers: dict[str, tuple[int, bytes, dict[str, str]]] = {}
         self.tokens_seen: list[str | None] = []
         self.manifests = {image: image.encode() * 10 for image in PINS if ":" in image}
@@ -51,20 +50,13 @@ class World(ThreadingHTTPServer):
                 return 200, manifest, {"Docker-Content-Digest": digest(manifest)}
         return 404, b"", {}
 
-
-class Handler(BaseHTTPRequestHandler):
-    server: World
-
-    def do_GET(self) -> None:
-        status, body, headers = self.server.answer(self.path, self.headers.get("Authorization"))
-        self.send_response(status)
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        status, body, headers = self.answer(request.path, request.headers.get("Authorization"))
+        request.send_response(status)
         for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
+            request.send_header(name, value)
+        request.end_headers()
+        request.wfile.write(body)
 
 
 def digest(data: bytes) -> str:
@@ -73,12 +65,9 @@ def digest(data: bytes) -> str:
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    with World() as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+    world = World()
+    with answering(world) as world.url:
+        yield world
 
 
 @pytest.fixture

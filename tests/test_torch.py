@@ -8,15 +8,14 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT, free_port
+from tests.stand_ins import answering
 
 REQUIREMENTS = ROOT / "requirements"
 LOCK = (REQUIREMENTS / "torch.txt").read_text()
@@ -75,28 +74,18 @@ WHEELS = {
 def index() -> Iterator[str]:
     """The URL of an index that has torch 9 and nothing else, as PyTorch's has it."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            name = self.path.rsplit("/", 1)[1]
-            links = [f'<a href="/{w}#sha256={hashlib.sha256(data).hexdigest()}">{w}</a>' for w, data in WHEELS.items()]
-            body = WHEELS.get(name, "<br>\n".join(links).encode())
-            self.send_response(200 if name in WHEELS or self.path == "/whl/torch/" else 404)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        name = request.path.rsplit("/", 1)[1]
+        links = [f'<a href="/{w}#sha256={hashlib.sha256(data).hexdigest()}">{w}</a>' for w, data in WHEELS.items()]
+        body = WHEELS.get(name, "<br>\n".join(links).encode())
+        request.send_response(200 if name in WHEELS or request.path == "/whl/torch/" else 404)
+        request.send_header("Content-Type", "text/html")
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
 
-        do_HEAD = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/whl"
-        server.shutdown()
-        thread.join()
+    with answering(answer) as url:
+        yield f"{url}/whl"
 
 
 @pytest.fixture
