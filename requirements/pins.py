@@ -29,7 +29,7 @@ IMAGES_IN = ("Dockerfile", "cloudbuild.yaml")
 MODEL_IN, MODEL_LINE = "build/source.py", "DEFAULT_REVISION: str | None = "
 # An index of images for several machines, or one image, in either format.
 # https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pulling-manifests
-ACCEPT = ", ".join(
+MANIFESTS = [
     f"application/vnd.{kind}+json"
     for kind in (
         "oci.image.index.v1",
@@ -37,8 +37,10 @@ ACCEPT = ", ".join(
         "oci.image.manifest.v1",
         "docker.distribution.manifest.v2",
     )
-)
-REQUEST_SECONDS, ALL_SECONDS, MAX_BYTES = 20, 300, 4_000_000
+]
+# Of one request between two packets, and of a whole lookup.
+REQUEST_SECONDS, LOOKUP_SECONDS = 20, 60
+MAX_BYTES = 4_000_000
 
 
 class LookupFailed(Exception):
@@ -74,7 +76,7 @@ def digest_of(image: str, registry: str = "") -> str:
     host, _, rest = image.partition("/")
     name, _, tag = rest.rpartition(":")
     base = registry or f"https://{'registry-1.docker.io' if host == 'docker.io' else host}"
-    url, headers = f"{base}/v2/{name}/manifests/{tag}", {"Accept": ACCEPT}
+    url, headers = f"{base}/v2/{name}/manifests/{tag}", {"Accept": ", ".join(MANIFESTS)}
     try:
         try:
             body, answered = get(url, headers)
@@ -85,6 +87,8 @@ def digest_of(image: str, registry: str = "") -> str:
             body, answered = get(url, headers)
     except urllib.error.HTTPError as error:
         raise LookupFailed(f"{url} answered {error.code}") from None
+    if answered.get_content_type() not in MANIFESTS:
+        raise LookupFailed(f"{url} answered with {answered.get_content_type()}, which is no manifest")
     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
     if answered.get("Docker-Content-Digest", digest) != digest:
         raise LookupFailed(f"{url} answered with other bytes than its Docker-Content-Digest says")
@@ -110,7 +114,7 @@ def token(challenge: str, url: str) -> str:
 
 def commit_of(model: str) -> str:
     """The commit of a model's main branch."""
-    url = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}/api/models/{model}"
+    url = f"{(os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')}/api/models/{model}"
     try:
         commit = str(json.loads(get(url, {})[0])["sha"])
     except urllib.error.HTTPError as error:
@@ -147,21 +151,27 @@ def replace(path: Path, pattern: str, text: str) -> None:
 
 
 def out_of_time(*_: Any) -> None:
-    raise LookupFailed(f"not all was answered within {ALL_SECONDS} s")
+    raise LookupFailed(f"it was not answered within {LOOKUP_SECONDS} s")
+
+
+def mirror(text: str) -> str:
+    if text and not re.match("https?://.", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no URL like https://mirror.example.com")
+    return text.rstrip("/")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Pin images and the default model; show what changed.")
-    parser.add_argument("--registry", default="", help="URL of a mirror to ask about all images")
+    parser.add_argument("--registry", type=mirror, default="", help="URL of a mirror to ask about all images")
     options = parser.parse_args()
     signal.signal(signal.SIGALRM, out_of_time)
-    signal.alarm(ALL_SECONDS)
     pins, status = json.loads(PINS.read_text(encoding="utf-8")), 0
     for reference, before in pins.items():
+        signal.alarm(LOOKUP_SECONDS)
         try:
             pins[reference] = digest_of(reference, options.registry) if is_image(reference) else commit_of(reference)
         except LookupFailed as error:
-            print(f"Error: {reference} stays {before}: {error}.", file=sys.stderr)
+            print(f"Error: {reference} stays {before}: {error}. Try again, or ask a mirror.", file=sys.stderr)
             status = 1
         else:
             if pins[reference] != before:

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -19,6 +20,7 @@ FILES = ["Dockerfile", "cloudbuild.yaml", "build/source.py", "requirements/pins.
 PINS = json.loads((ROOT / "requirements/pins.json").read_text())
 NOT_PINNED = "not pinned yet"
 BASE, DOCKER = "docker.io/library/python:3.11-slim", "docker.io/library/docker:28-cli"
+INDEX = "application/vnd.oci.image.index.v1+json"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -47,7 +49,7 @@ class World:
                 if token != "Bearer the-token":
                     scope = f'Bearer realm="{self.url}/token",service="registry",scope="repository:{name}:pull"'
                     return 401, b"", {"WWW-Authenticate": scope}
-                return 200, manifest, {"Docker-Content-Digest": digest(manifest)}
+                return 200, manifest, {"Docker-Content-Digest": digest(manifest), "Content-Type": INDEX}
         return 404, b"", {}
 
     def __call__(self, request: BaseHTTPRequestHandler) -> None:
@@ -129,7 +131,12 @@ MANIFEST = "/v2/library/python/manifests/3.11-slim"
     ("path", "answer", "says"),
     [
         (MANIFEST, (404, b"", {}), "answered 404"),
-        (MANIFEST, (200, b"{}", {"Docker-Content-Digest": digest(b"other")}), "other bytes than its Docker-Content-"),
+        (MANIFEST, (200, b"<html>", {"Content-Type": "text/html"}), "answered with text/html, which is no manifest"),
+        (
+            MANIFEST,
+            (200, b"{}", {"Docker-Content-Digest": digest(b"other"), "Content-Type": INDEX}),
+            "other bytes than its Docker-Content-",
+        ),
         (MANIFEST, (302, b"", {"Location": "http://127.0.0.1:1/elsewhere"}), "answered 302"),
         (MANIFEST, (401, b"", {"WWW-Authenticate": 'Basic realm="x"'}), "wants a token, and names no place"),
         (MANIFEST, (200, b" " * 5_000_000, {}), "answered with more than 4000000 bytes"),
@@ -146,10 +153,32 @@ def test_one_that_cannot_be_looked_up(
     assert run.returncode == 1
     name = BASE if path == MANIFEST else DEFAULT_MODEL
     assert re.fullmatch(
-        rf"Error: {re.escape(name)} stays {NOT_PINNED}: .*{re.escape(says)}.*\.\n", run.stderr
+        rf"Error: {re.escape(name)} stays {NOT_PINNED}: .*{re.escape(says)}.*\. Try again, or ask a mirror\.\n",
+        run.stderr,
     ), run.stderr
     assert {reference for reference, pin in pins(folder).items() if pin == NOT_PINNED} == {name}
     floating(folder)
+
+
+def test_a_registry_that_drips(folder: Path, world: World) -> None:
+    """Each lookup has a time of its own, however many bytes come."""
+
+    def drip(request: BaseHTTPRequestHandler) -> None:
+        if "/manifests/" not in request.path:
+            return world(request)
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(1000):
+            request.wfile.write(b" ")
+            time.sleep(0.1)
+
+    program = folder / "requirements/pins.py"
+    program.write_text(program.read_text().replace("LOOKUP_SECONDS = 20, 60", "LOOKUP_SECONDS = 20, 1"))
+    with answering(drip) as url:
+        run = subprocess.run(
+            [sys.executable, str(program), "--registry", url], env={"HF_ENDPOINT": url}, capture_output=True, text=True
+        )
+    assert run.stderr.count("it was not answered within 1 s") == len(world.manifests)
+    assert pins(folder)[DEFAULT_MODEL] == COMMIT
 
 
 def test_without_a_network(folder: Path) -> None:
