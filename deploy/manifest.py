@@ -2,7 +2,7 @@
 
 Standard library only: gcloud's image has nothing else.
 
-A service is the JSON of `gcloud run services describe --format json`; `{}` stands for one that does not exist yet.
+A service is an item of `gcloud run services list --format json`; `{}` stands for one that does not exist yet.
 """
 
 import json
@@ -73,7 +73,7 @@ def url_of(service: Any, tag: str) -> str:
 
 
 def generation(service: Any) -> int:
-    """How often what the service shall be was changed: 0 for one that does not exist."""
+    """Number of changes that were asked of the service: 0 for one that does not exist."""
     return int(service["metadata"]["generation"]) if service else 0
 
 

@@ -4,7 +4,9 @@
 python3 deploy/rollout.py SERVICE REGION IMAGE ACCOUNT [--built TIME] [--allow-stand-in] [--timeout SECONDS]
 
 Exit status 0: this image has all the traffic. 1: it has not; the last lines say what serves and how to go on.
-Two deployments may run at once, and each may end at any moment: the newest build that passes serves.
+A service that serves nothing yet gives all traffic to its first revision, before that has answered.
+Two deployments may run at once: the newest build that passes serves. One that is killed after its first change may
+leave an older revision serving, but none that was not asked.
 """
 
 import argparse
@@ -19,16 +21,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import manifest
 
 ROOT = Path(__file__).parent.parent
-# Of Cloud Run: a tag and a service's name, 46 characters together.
+# Cloud Run's limit: 46 characters for a tag and a service's name together.
 # https://cloud.google.com/run/docs/rollouts-rollbacks-traffic-migration#tags
 SERVICE_CHARACTERS = 46 - len("candidate-1234")
 BUILT = "%Y%m%d-%H%M%S"
+TRIES, RETRY_SECONDS = 3, 5
 
 
 class Failed(Exception):
@@ -52,8 +56,8 @@ class Rollout:
     ) -> None:
         self.service, self.region, self.gcloud, self.passes = service, region, gcloud, passes
         self.revision = f"{service}-{built}-{secrets.token_hex(2)}"
-        self.answers: dict[str, bool] = {}  # of the revisions that were asked
-        self.tags = {manifest.tag_of(self.revision)}  # that were put on here
+        self.answers: dict[str, bool] = {}  # revision -> whether it passed
+        self.tags = {manifest.tag_of(self.revision)}  # tags that this deployment has set
 
     def run(self, image: str, account: str) -> None:
         """Deploy, ask, move the traffic. Raises Failed unless this image serves in the end."""
@@ -62,19 +66,22 @@ class Rollout:
         self.refuse_if_a_newer_build_serves(before, self.revision)
         template = (ROOT / "service.yaml").read_text(encoding="utf-8")
         text = manifest.render(template, self.service, self.revision, image, account, before)
-        known = revisions - set(manifest.tags(before).values())
+        known, failure = revisions - set(manifest.tags(before).values()), ""
         try:
-            self.replace(text)
-            after = self.move_to_the_newest(manifest.generation(before), known)
-            if self.answers.get(self.revision) is False:
-                raise Failed(f"{self.revision} did not pass.")
-            if manifest.serving(after) != {self.revision: 100}:
-                raise Failed(f"a newer build passed, or somebody moved the traffic away from {self.revision}.")
+            try:
+                self.replace(text)
+            except Failed as error:
+                # The change may be made all the same, and have put back what another deployment had moved.
+                self.answers[self.revision], failure = False, str(error)
+                self.take_the_tags_off()
+            self.move_to_the_newest(manifest.generation(before), known)
         finally:
             self.take_the_tags_off()
+        if failure or not self.answers.get(self.revision, True):
+            raise Failed(failure or f"{self.revision} did not pass.")
 
-    def move_to_the_newest(self, seen: int, known: set[str]) -> Any:
-        """Move the traffic to the newest build that passes, until nobody came in between; gives the service after it.
+    def move_to_the_newest(self, seen: int, known: set[str]) -> None:
+        """Move the traffic to the newest build that passes, until no other deployment came in between.
 
         `seen` is the service's generation before the last change made here. A change by another deployment in
         between shows as a generation that is not the next one: what it moved may have been put back by mistake, so
@@ -82,15 +89,14 @@ class Rollout:
         """
         revisions, moved = {self.revision}, ""
         while True:
-            service = self.describe()
-            if manifest.generation(service) != seen + 1:
+            if manifest.generation(self.look()) != seen + 1:
                 revisions |= self.ready_revisions() - known
             elif moved:
-                return service
+                return
             chosen = next((revision for revision in sorted(revisions, reverse=True) if self.ask(revision)), "")
             if chosen == moved:
-                return service
-            service = self.describe()
+                return
+            service = self.look()
             self.refuse_if_a_newer_build_serves(service, chosen)
             seen, moved = manifest.generation(service), chosen
             # Older builds' tags, too: those deployments were killed, or will be refused.
@@ -108,17 +114,17 @@ class Rollout:
         return self.answers[revision]
 
     def ask_once(self, revision: str) -> bool:
-        tag, service = manifest.tag_of(revision), self.describe()
+        tag, service = manifest.tag_of(revision), self.look()
         # Another deployment that began before this one does not know the tag, and takes it off.
         if manifest.tags(service).get(tag) != revision:
             self.tags.add(tag)
             self.update_traffic(f"--update-tags={tag}={revision}")
-            service = self.describe()
+            service = self.look()
         url = manifest.url_of(service, tag)
         return bool(url) and self.passes(url, service["status"]["url"])
 
     def has_tag(self, revision: str) -> bool:
-        return manifest.tags(self.describe()).get(manifest.tag_of(revision)) == revision
+        return manifest.tags(self.look()).get(manifest.tag_of(revision)) == revision
 
     def refuse_if_a_newer_build_serves(self, service: Any, revision: str) -> None:
         for other in manifest.serving(service):
@@ -128,47 +134,44 @@ class Rollout:
     def take_the_tags_off(self) -> None:
         """A tag on a revision that never got ready would keep the whole service from being ready."""
         try:
-            targets = self.look().get("spec", {}).get("traffic", [])
-            if found := self.tags & {target.get("tag") for target in targets}:
+            if found := self.tags_that_are_set():
                 self.update_traffic(*without(found))
         except Failed as error:
-            print(f"The tags {', '.join(self.tags)} could not be taken off: {error}", file=sys.stderr)
+            # The service may not get ready for another reason, although the tags are off.
+            with suppress(Failed):
+                if not self.tags_that_are_set():
+                    return
+            print(f"The tags {', '.join(sorted(self.tags))} could not be taken off: {error}", file=sys.stderr)
 
-    def report(self) -> str:
-        """What serves now, as sentences; read anew, whatever was meant to happen."""
-        go_on = f"gcloud run services describe {self.service} --region {self.region}"
+    def tags_that_are_set(self) -> set[str]:
+        targets = self.look().get("spec", {}).get("traffic", [])
+        return self.tags & {target.get("tag") for target in targets}
+
+    def report(self) -> tuple[bool, str]:
+        """Whether this image has all the traffic, and sentences about what serves; read anew."""
         try:
             shares = manifest.serving(self.look())
         except Failed as error:
-            return f"What serves now could not be read ({error}). See: {go_on}"
-        if not shares:
-            return f"Nothing serves. {self.to_go_on()}"
+            return False, f"What serves now could not be read ({error}). {self.to_go_on()}"
         text = ", ".join(f"{revision} ({percent} %)" for revision, percent in shares.items())
-        if shares == {self.revision: 100}:
-            checked = self.answers.get(self.revision, False)
-            return (
-                f"{text} serves." if checked else f"{text} serves, unchecked: nothing served before. {self.to_go_on()}"
-            )
-        return f"Traffic goes to {text}. {self.to_go_on()}"
+        if shares != {self.revision: 100}:
+            return False, f"{f'Traffic goes to {text}' if text else 'Nothing serves'}. {self.to_go_on()}"
+        if not self.answers.get(self.revision, False):
+            return False, f"{text} serves, unchecked: nothing served before. {self.to_go_on()}"
+        return True, f"{text} serves."
 
     def to_go_on(self) -> str:
         where = f"{self.service} --region {self.region}"
         return (
-            f"Logs: gcloud run services logs read {where}; to go on, repeat this deployment; "
-            f"to choose what serves: gcloud run services update-traffic {where} --to-revisions REVISION=100"
+            f"Logs: gcloud run services logs read {where}; to go on, repeat this deployment; to choose what serves: "
+            f"gcloud run revisions list --service {where}, then "
+            f"gcloud run services update-traffic {where} --to-revisions REVISION=100"
         )
 
     def look(self) -> Any:
-        """The service; {} if it does not exist. Not describe, which fails as it does for a missing permission."""
-        found = self.gcloud(
-            *f"run services list --region {self.region} --filter metadata.name={self.service} --format json".split()
-        )
-        return next(iter(json.loads(found)), {})
-
-    def describe(self) -> Any:
-        return json.loads(
-            self.gcloud(*f"run services describe {self.service} --region {self.region} --format json".split())
-        )
+        """The service; {} if it does not exist. Not describe, which fails then as for a missing permission."""
+        found = json.loads(self.gcloud(*f"run services list --region {self.region} --format json".split()))
+        return next((service for service in found if service["metadata"]["name"] == self.service), {})
 
     def ready_revisions(self) -> set[str]:
         """Revisions of this program that have passed their startup probe."""
@@ -186,6 +189,7 @@ class Rollout:
             self.gcloud("run", "services", "replace", file.name, "--region", self.region)
 
     def update_traffic(self, *options: str) -> None:
+        """May be done twice: gcloud reads and writes, and refuses where another deployment wrote in between."""
         self.gcloud("run", "services", "update-traffic", self.service, "--region", self.region, *options)
 
 
@@ -194,11 +198,14 @@ def without(tags: set[str]) -> list[str]:
 
 
 def gcloud(*arguments: str) -> str:
-    """Standard output of a command of gcloud, whose messages go where ours go."""
-    done = subprocess.run(["gcloud", *arguments], stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        raise Failed(f"this command ended with status {done.returncode}: gcloud {shlex.join(arguments)}")
-    return done.stdout
+    """Standard output of a command of gcloud, whose messages go where ours go. All but `replace` are tried again."""
+    for left in reversed(range(1 if "replace" in arguments else TRIES)):
+        done = subprocess.run(["gcloud", *arguments], stdout=subprocess.PIPE, text=True)
+        if done.returncode == 0:
+            return done.stdout
+        if left:
+            time.sleep(RETRY_SECONDS)
+    raise Failed(f"this command ended with status {done.returncode}: gcloud {shlex.join(arguments)}")
 
 
 def smoke(options: list[str], url: str, audience: str) -> bool:
@@ -265,14 +272,15 @@ def main() -> int:
     rollout = Rollout(
         options.service, options.region, options.built, gcloud, lambda url, audience: smoke(flags, url, audience)
     )
+    failed = False
     try:
         rollout.run(options.image, options.account)
-        status = 0
     except Failed as error:
         print(f"FAILED: {error}", file=sys.stderr)
-        status = 1
-    print(rollout.report(), file=sys.stderr if status else sys.stdout)
-    return status
+        failed = True
+    serves, text = rollout.report()
+    print(text, file=sys.stdout if serves and not failed else sys.stderr)
+    return 0 if serves and not failed else 1
 
 
 if __name__ == "__main__":

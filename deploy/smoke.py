@@ -28,7 +28,7 @@ INT8_NEIGHBOURS = 0.9
 TEXTS = ["動的計画法", "グラフ理論", "深さ優先探索"]
 RETRY_SECONDS = 2
 REQUEST_SECONDS = 30
-# Of all checks together, once the server is ready; a server that sends a byte a second would never reach a timeout.
+# Limit for all checks together, once the server is ready: a byte a second would never reach a request's own limit.
 CHECKS_SECONDS = 60
 MAX_ANSWER_BYTES = 1_000_000
 # An instance that starts or ends: worth two more tries.

@@ -37,16 +37,13 @@ class CloudRun:
         if arguments[:2] == ("auth", "print-identity-token"):
             return "token\n"
         parser = argparse.ArgumentParser()
-        for option in ("region", "filter", "format", "service", "to-revisions", "update-tags", "remove-tags"):
+        for option in ("region", "format", "service", "to-revisions", "update-tags", "remove-tags"):
             parser.add_argument(f"--{option}", default="")
         parser.add_argument("name", nargs="?", default="")
         options = parser.parse_args(arguments[3:])
         command = " ".join(arguments[:3])
         if command == "run services list":
-            name = options.filter.removeprefix("metadata.name=")
-            return json.dumps([self.describe(name)] if name in self.services else [])
-        if command == "run services describe":
-            return json.dumps(self.describe(options.name))
+            return json.dumps([self.state(name) for name in self.services])
         if command == "run revisions list":
             names = self.services.get(options.service, {"images": ()})["images"]
             return json.dumps([self.revision(options.service, name) for name in names])
@@ -58,9 +55,7 @@ class CloudRun:
             raise Refused(f"no such command here: {command}")
         return ""
 
-    def describe(self, name: str) -> Any:
-        if name not in self.services:
-            raise Refused(f"Cannot find service [{name}]")
+    def state(self, name: str) -> Any:
         service = self.services[name]
         return {
             "metadata": {"name": name, "generation": service["generation"]},
@@ -91,7 +86,7 @@ class CloudRun:
         self.change(name, document["spec"]["traffic"])
 
     def update_traffic(self, options: argparse.Namespace) -> None:
-        targets = self.describe(options.name)["spec"]["traffic"]
+        targets = self.services[options.name]["spec"]
         if options.to_revisions:
             shares = [share.split("=") for share in options.to_revisions.split(",")]
             targets = [target for target in targets if "tag" in target]

@@ -1,5 +1,6 @@
-"""Every gcloud command that the documents, the pipeline and the scripts have, as words, as a shell would split them."""
+"""gcloud's commands and flags, and every command of it in the documents and the pipeline, split as a shell would."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
+KNOWN = json.loads((ROOT / "tests/schemas/gcloud.json").read_text())
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "cloudbuild.yaml", ROOT / "service.yaml"]
 # What a shell would put in their place; their values do not matter.
 VARIABLE = re.compile(r'"?\$\([^)]*\)"?|\$\{?\w+\}?')
@@ -42,3 +44,14 @@ def words(command: str) -> list[str]:
             break
         found.append(word)
     return found
+
+
+def problems(words: list[str]) -> list[str]:
+    """What gcloud would refuse in a command, as far as names go."""
+    command = next((" ".join(words[:n]) for n in (4, 3, 2) if " ".join(words[:n]) in KNOWN["commands"]), None)
+    if command is None:
+        return [f"no such command: {' '.join(words[:4])}"]
+    flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+    return [
+        f"{command}: no such flag: {flag}" for flag in flags - set(KNOWN["commands"][command]) - set(KNOWN["global"])
+    ]

@@ -1,7 +1,9 @@
 """deploy/rollout.py against a stand-in for Cloud Run: two at once, cut off, killed and failing at every call."""
 
 import importlib.util
+import itertools
 import json
+import random
 import re
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from types import ModuleType
 import greenlet
 import pytest
 
+from tests import gcloud
 from tests.cloud_run import CloudRun, Refused
 from tests.conftest import ROOT
 
@@ -76,6 +79,7 @@ class Run:
         self.fail_at = self.kill_at = -1
         self.calls: list[str] = []
         self.outcome = self.said = ""
+        self.succeeded = False
         self.rollout = rollout.Rollout(SERVICE, "region", built, self.gcloud, self.passes)
         self.greenlet = greenlet.greenlet(self.run)
 
@@ -89,10 +93,9 @@ class Run:
             self.outcome = "served"
         except self.module.Failed as error:
             self.outcome = str(error)
-        try:
-            self.said = self.rollout.report()
-        finally:
-            self.truth = dict(self.world.serving)
+        serves, self.said = self.rollout.report()
+        self.truth = dict(self.world.serving)
+        self.succeeded = serves and self.outcome == "served"
 
     def pause(self, call: str) -> bool:
         """Wait; then whether this call fails."""
@@ -127,12 +130,11 @@ class Run:
         return self
 
     def said_the_truth(self) -> bool:
+        """What it said was so when it was said, and its exit status is 0 only where its image serves."""
+        if "could not be read" in self.said:
+            return not self.succeeded
         shares = {name: int(percent) for name, percent in re.findall(r"(\S+) \((\d+) %\)", self.said)}
-        if self.outcome == "served":
-            # A newer build may have taken over between its last look and what it says.
-            return shares == self.truth and all(name >= self.rollout.revision for name in shares)
-        unchecked = "serves, unchecked: nothing served before" in self.said
-        return shares == self.truth and (self.truth == {self.rollout.revision: 100}) == unchecked
+        return shares == self.truth and (not self.succeeded or self.truth == {self.rollout.revision: 100})
 
 
 def test_one(rollout: ModuleType) -> None:
@@ -144,11 +146,10 @@ def test_one(rollout: ModuleType) -> None:
     assert re.fullmatch(rf"{SERVICE}-{NEWER}-[0-9a-f]{{4}}", run.rollout.revision)
     assert world.tags == {"stable": OLD}
     assert world.asked == {run.rollout.revision}
+    assert run.succeeded
     kinds = [" ".join(call.split()[:3]) for call in run.calls]
-    describe = "run services describe"
-    replace, move = "run services replace", "run services update-traffic"
-    look = ["run revisions list", "run services list"]
-    wanted = [*look, replace, describe, describe, "ask", describe, move, describe, *look[1:] * 2]
+    look, replace, move = "run services list", "run services replace", "run services update-traffic"
+    wanted = ["run revisions list", look, replace, look, look, "ask", look, move, look, look, look]
     assert [kind if not kind.startswith("ask") else "ask" for kind in kinds] == wanted
 
 
@@ -160,6 +161,7 @@ def test_one_that_does_not_pass(rollout: ModuleType, first: bool) -> None:
     assert run.outcome == f"{run.rollout.revision} did not pass."
     assert world.serving == {run.rollout.revision if first else OLD: 100}
     assert ("serves, unchecked: nothing served before" in run.said) == first
+    assert not run.succeeded
     assert "gcloud run services logs read embedding-api --region region" in run.said
     assert "candidate" not in str(world.tags)
 
@@ -187,38 +189,89 @@ def test_an_older_build_does_not_replace_a_newer_one(rollout: ModuleType) -> Non
     assert run.said_the_truth()
 
 
-CALLS = 12
+def test_a_service_of_a_similar_name(rollout: ModuleType) -> None:
+    """Its traffic is its own."""
+    world = World()
+    world.cloud.services = {f"{SERVICE}-2": world.cloud.services[SERVICE]}
+    other = json.dumps(world.cloud.services[f"{SERVICE}-2"])
+    assert Run(rollout, world, "good", NEWER).step().succeeded
+    assert json.dumps(world.cloud.services[f"{SERVICE}-2"]) == other
 
 
-@pytest.mark.parametrize(("older", "newer"), [("a", "b"), ("bad a", "b"), ("a", "bad b"), ("bad a", "bad b")])
-@pytest.mark.parametrize("first", [False, True])
+def test_gcloud_knows_what_is_run_and_what_is_said(rollout: ModuleType) -> None:
+    """Every command that a deployment runs when others are in its way, and every one that it tells people to run."""
+    world = World()
+    runs = [Run(rollout, world, "bad a", OLDER), Run(rollout, world, "b", NEWER)]
+    runs[0].step(3)
+    runs[1].step()
+    runs[0].step()
+    calls = [call for run in runs for call in run.calls if not call.startswith("ask")]
+    said = re.findall(r"gcloud (run [^;,]*)", runs[0].rollout.to_go_on())
+    assert len(said) == 3 and any("--update-tags" in call for call in calls)
+    assert [problem for command in [*calls, *said] for problem in gcloud.problems(command.split())] == []
+
+
+# More than a deployment makes beside another.
+CALLS = 20
+IMAGES = ["good", "bad", "dead"]  # passes; does not pass; never gets ready
+
+
+def outcome_of(world: World, runs: list[Run], images: list[str]) -> None:
+    """What must hold in the end, whoever came in between: the images are those of the runs, the newest last."""
+    case = [(run.image, run.outcome, run.said, run.calls) for run in runs], world.serving
+    assert all(run.said_the_truth() for run in runs), case
+    assert world.nothing_unchecked_serves(), case
+    passing = [image for image in images if image.startswith("good")]
+    assert world.image() == (passing[-1] if passing else "old"), case
+    if len(world.tags) > 1:
+        # One that failed had put back a tag that the other had taken off: it goes with the next move.
+        assert len(passing) < len(images), case
+        Run(runs[0].module, world, "good c", "20261127-090000").step()
+    assert world.tags == {"stable": OLD}, case
+
+
+@pytest.mark.parametrize(("older", "newer"), [*itertools.product(IMAGES, IMAGES)])
 @pytest.mark.parametrize("swapped", [False, True])
-def test_two_at_once(rollout: ModuleType, older: str, newer: str, first: bool, swapped: bool) -> None:
+def test_two_at_once(rollout: ModuleType, older: str, newer: str, swapped: bool) -> None:
     """Each goes any number of steps before the other one goes on: in the end the newest that passes serves."""
-    for here in range(CALLS):
-        for there in range(CALLS + 4):
-            world = World(first)
-            runs = [Run(rollout, world, older, OLDER), Run(rollout, world, newer, NEWER)]
-            one, other = reversed(runs) if swapped else runs
-            one.step(here)
-            other.step(there)
-            one.step()
-            other.step()
-            passing = [image for image in (newer, older) if not image.startswith("bad")]
-            case = (here, there, [run.outcome for run in runs], world.serving)
-            assert all(run.said_the_truth() for run in runs), (case, [(run.said, run.truth, run.calls) for run in runs])
-            if passing and not (first and world.image().startswith("bad")):
-                assert world.image() == passing[0], case
-            if not first:
-                assert (runs[1].outcome == "served") == (not newer.startswith("bad")), case
-                assert world.nothing_unchecked_serves(), case
-                if not passing:
-                    assert world.serving == {OLD: 100}, case
-                if len(world.tags) > 1:
-                    # One that failed had put back a tag that the other had taken off: it goes with the next move.
-                    assert len(passing) < 2, case
-                    Run(rollout, world, "c", "20261127-090000").step()
-                assert world.tags == {"stable": OLD}, case
+    for here, there in itertools.product(range(CALLS), range(CALLS)):
+        world = World(never_ready=("dead a", "dead b"))
+        runs = [Run(rollout, world, f"{older} a", OLDER), Run(rollout, world, f"{newer} b", NEWER)]
+        one, other = reversed(runs) if swapped else runs
+        if len(one.step(here).calls) < here or len(other.step(there).calls) < there:
+            continue  # it makes no more calls than that
+        one.step()
+        other.step()
+        outcome_of(world, runs, [run.image for run in runs])
+
+
+def test_two_at_once_step_by_step(rollout: ModuleType) -> None:
+    """The same, changing between them at random."""
+    for seed in range(500):
+        chance = random.Random(seed)
+        world = World(never_ready=("dead a", "dead b"))
+        runs = [
+            Run(rollout, world, f"{chance.choice(IMAGES)} {name}", built)
+            for name, built in (("a", OLDER), ("b", NEWER))
+        ]
+        while not all(run.greenlet.dead for run in runs):
+            chance.choice(runs).step(chance.randint(1, 4))
+        outcome_of(world, runs, [run.image for run in runs])
+
+
+@pytest.mark.parametrize(("older", "newer"), [("good a", "good b"), ("bad a", "good b"), ("good a", "bad b")])
+def test_two_at_once_where_nothing_served(rollout: ModuleType, older: str, newer: str) -> None:
+    """A first revision serves before it is asked; what is said is true, and a good newest one serves in the end."""
+    for here, there in itertools.product(range(CALLS), range(CALLS)):
+        world = World(first=True)
+        runs = [Run(rollout, world, older, OLDER), Run(rollout, world, newer, NEWER)]
+        runs[0].step(here)
+        runs[1].step(there)
+        for run in runs:
+            run.step()
+        assert all(run.said_the_truth() for run in runs)
+        if newer.startswith("good"):
+            assert world.image() == newer
 
 
 @pytest.mark.parametrize("image", ["a", "bad a"])
@@ -243,15 +296,8 @@ def test_failing_at_every_call(rollout: ModuleType, image: str, at: int) -> None
     run.fail_at = at
     run.step()
     assert world.nothing_unchecked_serves()
-    assert run.outcome
-    if "could not be read" in run.said:
-        assert "See: gcloud run services describe" in run.said
-    elif run.outcome == "served" or world.serving == {OLD: 100}:
-        assert run.said_the_truth()
-    else:
-        # It was moved, and what came after failed: the sentence is true all the same.
-        assert world.serving == {run.rollout.revision: 100}
-        assert run.said == f"{run.rollout.revision} (100 %) serves."
+    assert run.said_the_truth()
+    assert "gcloud run services logs read" in run.said or world.serving == {run.rollout.revision: 100}
 
 
 @pytest.mark.parametrize("at", range(CALLS))

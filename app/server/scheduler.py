@@ -22,7 +22,7 @@ from app.server.threads import NativeThreads
 from app.server.turns import let_others_go_on
 
 T = TypeVar("T")
-# How often it is looked whether a client that waits for its answer is still there, seconds.
+# Time between two checks whether the client of a request is still there, seconds.
 DISCONNECT_CHECK_SECONDS = 0.2
 # Time without lone rows from which on large requests may have a row ready beside those that run, seconds. With it
 # batches of 32 are 1.1 times as fast, and a short text beside two large requests takes 1.8 times as long as alone

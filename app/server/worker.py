@@ -183,8 +183,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         status = response.status_code
         # A large body is not read after an error.
         is_read = status < HTTPStatus.BAD_REQUEST and context.method == "POST"
-        is_over = connection.has_ended or connection.holds_body
-        if not self.alive or is_over or not (is_read or http.has_small_body(environ)):
+        # Neither is one that was not asked for, which may come or not.
+        is_readable = http.has_small_body(environ) and not connection.holds_body
+        if not self.alive or connection.has_ended or not (is_read or is_readable):
             response.force_close()
         try:
             for part in body:
