@@ -23,7 +23,9 @@ gevent.lock.Semaphore.__enter__ gevent.lock.Semaphore.__exit__
 gevent.monkey.get_original(mod_name,item_name) gevent.monkey.patch_all gevent.pool.Pool(size)
 gevent.server.StreamServer(listener,handle) gevent.server.StreamServer.close() gevent.server.StreamServer.do_handle
 gevent.server.StreamServer.do_read() gevent.server.StreamServer.max_accept gevent.server.StreamServer.start()
-gevent.server.StreamServer.stop_accepting() gevent.sleep(seconds) gevent.socket.socket.recv gevent.socket.socket.sendall
+gevent.server.StreamServer.stop_accepting() gevent.sleep(seconds)
+gevent.hub.Hub.cancel_wait(watcher,error) gevent.socket.socket._read_event
+gevent.socket.socket.recv gevent.socket.socket.sendall
 gevent.socket.socket.settimeout gevent.socket.socket.shutdown gevent.spawn gevent.spawn_later
 gunicorn.SERVER gunicorn.app.base.BaseApplication.wsgi() gunicorn.arbiter.Arbiter.WORKER_BOOT_ERROR
 gunicorn.arbiter.Arbiter.app

@@ -280,10 +280,11 @@ def test_too_many_connections(start: Start, tiny_model: Path) -> None:
         time.sleep(1)
         order = ["new", "idle", "head", "body"]
         for going, kind in enumerate(order):
-            # each of them is a half body at once, so that it is not the next to go
-            more = [stack.enter_context(connect(server)) for _ in range(10)]
-            for connection in more:
+            for _ in range(10):
+                # a half body at once, so that it is not the next to go
+                connection = stack.enter_context(connect(server))
                 connection.sendall(post([], length=99))
+                time.sleep(0.05)
             until = time.monotonic() + 10
             while closed(kinds[kind]) < 10 and time.monotonic() < until:
                 time.sleep(0.05)

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import select
 import signal
 import socket
 import threading
@@ -211,12 +212,32 @@ def test_bodies_that_would_fill_the_memory(start: Start, tiny_model: Path) -> No
     """Those that are not all there make room, the largest first; whole ones are answered, small ones always."""
     server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, MAX_BODY_BYTES=200_000).wait_until_ready()
     with ExitStack() as stack:
-        for _ in range(12):
-            connection = stack.enter_context(connect(server))
-            connection.sendall(post(["a"], length=200_000) + b" " * 190_000)
+        connections = [stack.enter_context(connect(server)) for _ in range(12)]
+        for number, connection in enumerate(connections):
+            connection.sendall(post(["a"], length=200_000) + b" " * (190_000 if number < 4 else 150_000))
+            time.sleep(0.05)
         for _ in range(3):
             assert requests.post(f"{server.url}/embed", json={"texts": ["cat " * 30_000]}, timeout=10).ok
             assert requests.post(f"{server.url}/embed", json={"texts": ["cat"]}, timeout=10).ok
+        refused, _, _ = select.select(connections, [], [], 0)
+        assert len(set(refused) & set(connections[:4])) > 1
+        assert {answer(connection)[0] for connection in refused} == {429}
+
+
+def test_large_bodies_all_at_once(start: Start, tiny_model: Path) -> None:
+    """Each gets its answer, the right one or 429, also a client that sends on after that."""
+    server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, MAX_BODY_BYTES=2_000_000).wait_until_ready()
+    request = post(["cat " * 400_000, "dog"])
+
+    def send(_: int) -> int:
+        with connect(server) as connection:
+            with suppress(OSError):  # it was refused, and more than the time to send the rest has passed
+                connection.sendall(request)
+            return answer(connection)[0]
+
+    with ThreadPoolExecutor(40) as threads:
+        statuses = Counter(threads.map(send, range(40)))
+    assert set(statuses) <= {200, 429} and statuses[200] and statuses[429], statuses
 
 
 def test_clients_that_do_not_read(small_queue: Server) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import struct
 import time
 from contextlib import suppress
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import gevent
 from gunicorn.http.errors import LimitRequestHeaders
 
+from app.errors import ServiceError
 from app.server.connections import Connections, State
 from app.server.turns import let_others_go_on
 from app.settings import RECEIVE_SECONDS
@@ -25,6 +27,9 @@ MIN_BYTES_PER_SECOND = 50_000
 # is five times as fast.
 STALLED_SECONDS = 2
 
+# SO_LINGER's value for a close that resets the connection: on, for 0 seconds.
+RESET = struct.pack("ii", 1, 0)
+
 
 class Connection:
     """One client's socket.
@@ -36,7 +41,8 @@ class Connection:
 
     def __init__(self, client: Any, connections: Connections, idle_seconds: float) -> None:
         self.arrived = 0.0
-        self.has_ended = self.holds_body = False
+        self.has_ended = self.holds_body = self._sends_body = False
+        self._refusal: ServiceError | None = None
         self._socket = client
         self._connections = connections
         self._idle_seconds = idle_seconds
@@ -65,20 +71,22 @@ class Connection:
     def await_body(self, until: float, holds_body: bool) -> None:
         """Receive a body, if there is one, and then serve; until: in seconds of time.monotonic()."""
         self._enter(State.SERVED)
-        self._until, self.holds_body = until, holds_body
+        self._until, self.holds_body, self._sends_body = until, holds_body, False
 
     def recv(self, size: int) -> bytes:
         """Receive bytes of a request; none when the client has ended, or the time for them has.
 
         Raises:
             TimeoutError: nothing more of a request came in time.
-            LimitRequestHeaders, TooManyBytes: too much came.
+            LimitRequestHeaders: too much came of a head.
+            TooManyBytes: all bodies together take too much memory, and this is the largest.
         """
         is_head = self._state in (State.NEW, State.IDLE, State.HEAD)
         if not is_head:
             if self.holds_body:
                 self._ask_for_body()
             self._enter(State.BODY)
+            self._sends_body = True
             let_others_go_on(is_small=not self.body_bytes)
         self._packets += 1
         if self._packets > FREE_PACKETS and self._received < self._packets * 1000:
@@ -86,6 +94,8 @@ class Connection:
                 gevent.sleep(PACKET_SECONDS)
         seconds = self._until - time.monotonic()
         data = self._recv(size, seconds if is_head else min(seconds, RECEIVE_SECONDS))
+        if self._refusal:
+            raise self._refusal
         self._received += len(data)
         if is_head:
             if self._state is not State.HEAD and data:
@@ -152,6 +162,11 @@ class Connection:
         except OSError:
             return True
 
+    def refuse_body(self, error: ServiceError) -> None:
+        """Let the body that is being received end here, with an error for the client."""
+        self._refusal = error
+        gevent.get_hub().cancel_wait(self._socket._read_event, error)
+
     def end_receiving(self) -> None:
         """Let the body that is being received end here."""
         with suppress(OSError):
@@ -166,17 +181,21 @@ class Connection:
     def close(self, linger_seconds: float) -> None:
         """Close in a way that the client gets the whole answer.
 
-        What it still sends is read for a while: unread bytes would make the kernel reset the connection.
+        What it still sends is read for a while: unread bytes would make the kernel reset the connection. One that sends
+        a body for longer is reset: the kernel would leave it waiting for a minute.
         """
         self.forget_received()
         until = time.monotonic() + linger_seconds
+        is_over = False
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-            while (seconds := until - time.monotonic()) > 0:
+            while (seconds := until - time.monotonic()) > 0 and not is_over:
                 let_others_go_on()
                 self._socket.settimeout(seconds)
-                if not self._socket.recv(64 * 1024):
-                    break
+                is_over = not self._socket.recv(64 * 1024)
+        if self._sends_body and not is_over:
+            with suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self._connections[self._state].pop(self, None)
         self._socket.close()
 

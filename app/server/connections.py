@@ -5,7 +5,7 @@ from typing import Protocol
 
 from gevent.lock import Semaphore
 
-from app.errors import TooManyBytes
+from app.errors import ServiceError, TooManyBytes
 
 # Largest body that is read after an error to keep the connection, and that no lack of memory refuses, bytes.
 SMALL_BODY_BYTES = 64 * 1024
@@ -31,6 +31,8 @@ class Client(Protocol):
 
     def end_receiving(self) -> None: ...
 
+    def refuse_body(self, error: ServiceError) -> None: ...
+
     def is_stalled(self) -> bool: ...
 
 
@@ -54,7 +56,7 @@ class Connections(dict[State, dict[Client, None]]):
         return sum(len(self[state]) for state in (State.BODY, State.SENDING, State.SERVED))
 
     def add_body_bytes(self, client: Client, count: int) -> None:
-        """Count what a client has sent of a body. Where all have sent too much, the one that has sent the most ends.
+        """Count what a client has sent of a body. Where all have sent too much, the one with the most is refused.
 
         Raises:
             TooManyBytes: it is this one.
@@ -64,7 +66,7 @@ class Connections(dict[State, dict[Client, None]]):
         if self.received_bytes > self.max_received_bytes:
             largest = max([client, *self[State.BODY]], key=lambda other: other.body_bytes)
             if largest is not client:
-                largest.end()
+                largest.refuse_body(TooManyBytes(self.max_received_bytes))
             elif client.body_bytes > SMALL_BODY_BYTES:
                 raise TooManyBytes(self.max_received_bytes)
 
