@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,6 +239,14 @@ def service_name(text: str) -> str:
     return text
 
 
+def image_with_digest(text: str) -> str:
+    if not re.fullmatch(r"[\w.:/-]+@sha256:[0-9a-f]+", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has no digest: it must be like REPOSITORY@sha256:…; with a tag Cloud Run may see nothing new"
+        )
+    return text
+
+
 def build_time(text: str) -> str:
     try:
         time.strptime(text, BUILT)
@@ -254,7 +263,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Deploy an image to Cloud Run; traffic moves once it has answered.")
     parser.add_argument("service", type=service_name)
     parser.add_argument("region")
-    parser.add_argument("image", help="with its digest, REPOSITORY@sha256:…: with a tag Cloud Run may see nothing new")
+    parser.add_argument("image", type=image_with_digest, help="with its digest, like REPOSITORY@sha256:…")
     parser.add_argument("account", help="e-mail address of the service account that the server runs as")
     parser.add_argument(
         "--built",
@@ -266,6 +275,8 @@ def main() -> int:
     parser.add_argument("--allow-stand-in", action="store_true", help="accept the offline model")
     parser.add_argument("--timeout", type=float, default=120, help="seconds to wait for the first answer (%(default)g)")
     options = parser.parse_args()
+    if not shutil.which("gcloud"):
+        parser.error("there is no gcloud in PATH: https://docs.cloud.google.com/sdk/docs/install")
     flags = ["--timeout", str(options.timeout), *(["--allow-stand-in"] if options.allow_stand_in else [])]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)

@@ -131,7 +131,7 @@ def about(server: Server, allow_stand_in: bool) -> str:
     answer = server.get("/")
     model = answer["model"]
     if model["stand_in"] and not allow_stand_in:
-        raise Failed(f"The model is the stand-in ({model['id']}): build with a real MODEL, or pass --allow-stand-in.")
+        raise Failed(f"The model is the {model['id']}: build with a real MODEL, or pass --allow-stand-in.")
     warning = f"; warning: {model['warning']}" if model["warning"] else ""
     return (
         f"{answer['name']} {answer['version']} serves {model['id']} at {model['revision']}, "
@@ -204,11 +204,13 @@ def _checked(url: str) -> str:
     try:
         parts = urllib.parse.urlsplit(url)
         # the port is read only when it is asked for
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and parts.path in ("", "/"):
             return url
     except ValueError:
         pass
-    raise Failed("this is no URL of a server; it must be like http://localhost:8080 or https://example.com.")
+    raise Failed(
+        "this is no URL of a server; it must be like http://localhost:8080 or https://example.com, without a path."
+    )
 
 
 def _short(answer: Any) -> str:

