@@ -22,7 +22,7 @@ ARG EFFORT=default
 ARG MODEL_NAME=
 ARG PRECISION=int8
 ARG VERSION=0.1.0
-# Where packages, PyTorch's CPU builds and models come from: mirrors within your reach.
+# Sources of packages, of PyTorch's CPU builds and of models, or mirrors of them.
 ARG PIP_INDEX_URL=
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG HF_ENDPOINT=https://huggingface.co

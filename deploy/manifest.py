@@ -78,7 +78,7 @@ def generation(service: Any) -> int:
 
 
 def is_ready(revision: Any) -> bool:
-    """Whether a revision, of `gcloud run revisions list`, has passed its startup probe."""
+    """Return whether a revision, of `gcloud run revisions list`, has passed its startup probe."""
     conditions = revision.get("status", {}).get("conditions", [])
     return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
@@ -90,7 +90,7 @@ def tag_of(revision: str) -> str:
 
 
 def is_newer(revision: str, other: str) -> bool:
-    """Whether a revision's build began after another's; false where one was not made by deploy/rollout.py."""
+    """Return whether a revision's build began after another's; false where one is not of deploy/rollout.py."""
     found = REVISION.search(revision), REVISION.search(other)
     return bool(found[0] and found[1] and found[0][1] > found[1][1])
 

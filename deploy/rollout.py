@@ -109,7 +109,7 @@ class Rollout:
             self.update_traffic(f"--to-revisions={chosen}=100", *without(done))
 
     def ask(self, revision: str) -> bool:
-        """Whether the server of this revision passes at the URL of its tag; remembered."""
+        """Return whether the server of a revision passes at the URL of its tag; each is asked once."""
         if revision not in self.answers:
             self.answers[revision] = self.ask_once(revision) or (not self.has_tag(revision) and self.ask_once(revision))
         return self.answers[revision]
@@ -149,7 +149,7 @@ class Rollout:
         return self.tags & {target.get("tag") for target in targets}
 
     def report(self) -> tuple[bool, str]:
-        """Whether this image has all the traffic, and sentences about what serves; read anew."""
+        """Read anew what serves: return whether this image has all the traffic, and sentences about it."""
         try:
             shares = manifest.serving(self.look())
         except Failed as error:
@@ -210,7 +210,7 @@ def gcloud(*arguments: str) -> str:
 
 
 def smoke(options: list[str], url: str, audience: str) -> bool:
-    """Whether deploy/smoke.py passes, with an identity token for a private service.
+    """Return whether deploy/smoke.py passes, with an identity token for a private service.
 
     Service accounts name the token's audience, users cannot; a public service needs no token. Why there is none
     matters only where the check fails.

@@ -38,13 +38,13 @@ MANIFESTS = [
         "docker.distribution.manifest.v2",
     )
 ]
-# Of one request between two packets, and of a whole lookup.
+# Limits of the time between two packets, and of a whole lookup.
 REQUEST_SECONDS, LOOKUP_SECONDS = 20, 60
 MAX_BYTES = 4_000_000
 
 
 class LookupFailed(Exception):
-    """What a reference means could not be looked up; the message says why."""
+    """A reference could not be looked up; the message says why."""
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -22,7 +22,7 @@ HOST = "service.example"
 
 
 class Refused(Exception):
-    """What gcloud would print before it ends with status 1."""
+    """A command that ends with status 1; the message is what gcloud would print."""
 
 
 class CloudRun:

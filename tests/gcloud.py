@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 KNOWN = json.loads((ROOT / "tests/schemas/gcloud.json").read_text())
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "cloudbuild.yaml", ROOT / "service.yaml"]
-# What a shell would put in their place; their values do not matter.
+# Variables and substitutions of a shell; their values do not matter.
 VARIABLE = re.compile(r'"?\$\([^)]*\)"?|\$\{?\w+\}?')
 ENDS = {"|", ";", "&&", "||", "<", ">"}
 
@@ -47,7 +47,7 @@ def words(command: str) -> list[str]:
 
 
 def problems(words: list[str]) -> list[str]:
-    """What gcloud would refuse in a command, as far as names go."""
+    """Return the names in a command that gcloud would refuse."""
     command = next((" ".join(words[:n]) for n in (4, 3, 2) if " ".join(words[:n]) in KNOWN["commands"]), None)
     if command is None:
         return [f"no such command: {' '.join(words[:4])}"]

@@ -243,8 +243,7 @@ class Job:
 
     def _check(self, done: int, texts: int) -> None:
         """Raise ClientGone if the client has left, looked at now and then, and DeadlineExceeded if the time is up."""
-        now = time.monotonic()
-        if now - self._looked > DISCONNECT_CHECK_SECONDS:
+        if (now := time.monotonic()) - self._looked > DISCONNECT_CHECK_SECONDS:
             self._looked = now
             if self._is_gone():
                 raise ClientGone("The client has left.")

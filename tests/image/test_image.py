@@ -149,7 +149,7 @@ def sbom() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def installed() -> dict[str, Any]:
-    """What is installed in a container of the image, as its own tools report it."""
+    """Packages and model files in a container of the image, as its own tools report them."""
     return dict(container.run_script("inside_packages"))
 
 
