@@ -45,11 +45,11 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf \
 
 
 FROM packages AS runtime
-COPY requirements/slim.py requirements/
+COPY tools/slim.py tools/
 # Bytecode has a place of its own, so that the standard library can have some, too: the base has none.
 # slim.py writes it; what Python itself would write depends on the time.
 ENV PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONDONTWRITEBYTECODE=1
-RUN ORT_DISABLE_TELEMETRY=1 /opt/venv/bin/python requirements/slim.py
+RUN ORT_DISABLE_TELEMETRY=1 /opt/venv/bin/python tools/slim.py
 
 
 FROM packages AS model

@@ -61,15 +61,15 @@ audit:
 	@sh requirements/audit
 
 bench: $(venv)/.runtime $(venv)/.build $(venv)/.test
-	TORCH_INDEX='$(TORCH_INDEX)' $(bin)/python -m tests.bench
+	TORCH_INDEX='$(TORCH_INDEX)' $(bin)/python -m tools.bench
 
 # Twenty minutes at full load; SECONDS=… for another time.
 soak: $(venv)/.runtime $(venv)/.build $(venv)/.test
-	$(bin)/python -m tests.bench.soak
+	$(bin)/python -m tools.bench.soak
 
 # The tables of docs/quantization.md: every recipe that was tried, on two models.
 recipes: $(venv)/.runtime $(venv)/.build $(venv)/.test
-	$(bin)/python -m tests.bench.recipes $(RECIPES)
+	$(bin)/python -m tools.bench.recipes $(RECIPES)
 
 lint: $(venv)/.runtime $(venv)/.build $(venv)/.test
 	$(black) --check --quiet .

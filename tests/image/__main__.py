@@ -3,8 +3,8 @@
 import statistics
 import sys
 
-from tests.conftest import free_port
 from tests.image import container
+from tests.support.server import free_port
 
 
 def print_sizes() -> None:

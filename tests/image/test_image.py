@@ -19,9 +19,9 @@ import requests
 import yaml
 
 from app import routes
-from tests import cyclonedx
-from tests.conftest import ROOT, Server, free_port
 from tests.image import container
+from tests.support import ROOT, cyclonedx
+from tests.support.server import Server, free_port
 
 PLACES = ("/opt/venv", "/opt/bytecode", "/srv/app", "/srv/gunicorn.conf.py", "/srv/model")
 TEXT = "深さ優先探索は、グラフを深く進めるだけ進む方法である。"

@@ -1,0 +1,259 @@
+"""INT8: the rounding, the forms of a linear layer, the search, and the same bits on every CPU."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from build import BuildError, export_onnx, graph, quantize
+from build.__main__ import main
+from build.quantize import INT8
+from build.rounding import LARGEST, PAIR_SUM, rounded
+from build.similarity import cosines
+from tests.support import ROOT
+from tests.support import tiny_model as tiny
+from tools import older_cpu
+
+Floats = NDArray[np.float32]
+IDS = [np.array(ids, np.int64) for ids in ([2, 3], [2, 5, 9, 14, 3], [2, *range(20, 60), 3])]
+ENCODE = """
+import sys
+from pathlib import Path
+import numpy as np
+import onnxruntime
+from app.engine.model_folder import ModelFolder
+from app.engine.encoder import Encoder
+from build.texts import proof
+
+folder, out = Path(sys.argv[1]), sys.argv[2]
+model_folder = ModelFolder.load(folder, folder / "model_int8.onnx", folder / "tokenizer")
+encoder = Encoder.load(model_folder, max_length=min(256, model_folder.manifest.max_positions))
+encoder.open()
+np.save(out, encoder.encode([text for lines in proof().values() for text in lines[::2]]).vectors)
+print(onnxruntime.__file__)
+"""
+
+
+def embed(model: onnx.ModelProto | Path) -> Floats:
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = ort.InferenceSession(source, providers=["CPUExecutionProvider"])
+    return np.array([session.run(["embedding"], {"input_ids": ids})[0] for ids in IDS])
+
+
+def weights(path: Path) -> dict[str, NDArray[Any]]:
+    tensors = {item.name: item for item in onnx.load(path).graph.initializer}
+    return {name: numpy_helper.to_array(item) for name, item in tensors.items()}
+
+
+def pair_sums(codes: NDArray[np.int8]) -> NDArray[np.int32]:
+    pairs = codes[: len(codes) // 2 * 2].astype(np.int32).reshape(-1, 2, codes.shape[1])
+    sums: NDArray[np.int32] = np.abs(pairs.sum(1))
+    return sums
+
+
+@pytest.mark.parametrize("inputs", [64, 130, 33])
+def test_rounding_keeps_the_pair_rule_and_uses_more_than_seven_bits(inputs: int) -> None:
+    """Neighbours' sums stay within 128, so the kernels' 16 bits do not overflow; weights may go up to 127."""
+    random = np.random.default_rng(inputs)
+    weight = random.standard_normal((inputs, 48)).astype(np.float32)
+    weight[:2] = 9  # a pair of the same sign: the hardest case
+    codes, scale = rounded(weight, np.eye(inputs, dtype=np.float32))
+    assert codes.dtype == np.int8
+    assert scale.shape == (48,)
+    assert pair_sums(codes).max() <= PAIR_SUM
+    assert 64 <= np.abs(codes).max() <= LARGEST
+    error = codes[2:] * scale - weight[2:]
+    assert np.abs(error).max() <= 1.01 * scale.max()
+
+
+def test_rounding_serves_the_outputs_not_the_weights() -> None:
+    """Where inputs are correlated the outputs err less than with weights rounded one by one."""
+    random = np.random.default_rng(1)
+    x = (random.standard_normal((2000, 8)) @ random.standard_normal((8, 96))).astype(np.float32)
+    weight = random.standard_normal((96, 40)).astype(np.float32)
+    codes, scale = rounded(weight, (x.T @ x / len(x)).astype(np.float32))
+    nearest = np.clip(np.round(weight / scale), -64, 64) * scale
+    errors = [np.mean((x @ (candidate - weight)) ** 2) for candidate in (codes * scale, nearest)]
+    assert errors[0] < 0.3 * errors[1]
+
+
+def test_the_graph_in_fp32_equals_the_export(tiny_model: Path) -> None:
+    """Written node by node from the exported tensors, it is the same function."""
+    network = graph.read(tiny_model / "model_fp32.onnx")
+    written = embed(graph.write(network, network.words, network.linears))
+    np.testing.assert_allclose(written, embed(tiny_model / "model_fp32.onnx"), atol=2e-6)
+
+
+def harder(network: graph.Network, factor: float) -> graph.Network:
+    """The same function with one channel of the norms' outputs, and of GELU's inputs, factor times the others."""
+    linears, norms = dict(network.linears), dict(network.norms)
+    for index in range(network.layers):
+        name = f"layers.{index}.attention_norm"
+        scale = norms[name].scale.copy()
+        scale[3] *= factor
+        norms[name] = graph.Norm(scale, norms[name].bias, norms[name].epsilon)
+        linear = linears[f"layers.{index}.feed_forward_in"]
+        weight = linear.weight.copy()
+        weight[3] /= factor
+        weight[:, 5] *= factor
+        linears[f"layers.{index}.feed_forward_in"] = graph.Linear(weight, linear.bias)
+    return graph.Network(**{**vars(network), "linears": linears, "norms": norms})
+
+
+def test_each_form_is_nearer_than_plain_int8(tiny_model: Path) -> None:
+    """On a network with outliers the forms' errors are a fraction of plain INT8's."""
+    network = harder(graph.read(tiny_model / "model_fp32.onnx"), 30)
+    ids = [np.array([2, *range(5 + n, 60 + n), 3], np.int64) for n in range(0, 40, 4)]
+    inputs = quantize._inputs(network, ids)
+    reference = embed(graph.write(network, network.words, network.linears))
+
+    def loss(smoothing: float | None, form: quantize.Form) -> float:
+        linears = {}
+        for name, linear in network.linears.items():
+            seen = inputs[name]
+            free = smoothing is None  # as if smoothed already: plain
+            linears[name] = quantize._quantized(linear, seen, form, smoothing or 0, free=free)
+        return float((1 - cosines(embed(graph.write(network, network.words, linears)), reference)).max())
+
+    plain = loss(None, quantize.Form())
+    with_outliers = loss(0.5, quantize.Form(outliers=16))
+    assert with_outliers < plain / 3
+    for form in (quantize.Form(outliers=16, rotated=True), quantize.Form(outliers=16, per_token=True)):
+        assert loss(0.5, form) < plain / 3
+
+
+def test_the_file_says_what_it_is(tiny_model: Path) -> None:
+    """Recipe, effort, the calibration texts' hash and the tools are in the ONNX metadata."""
+    model = onnx.load(tiny_model / INT8)
+    metadata = {item.key: item.value for item in model.metadata_props}
+    assert metadata.keys() == {"recipe", "effort", "calibration_sha256", "tools"}
+    assert metadata["recipe"].startswith("GPTQ under the pair rule, smoothing; of 8 linear layers ")
+    assert len(metadata["calibration_sha256"]) == 64
+    assert metadata["tools"].split()[0] == "onnx"
+    onnx.checker.check_model(model, full_check=False)
+
+
+def test_weights_of_a_model_keep_the_pair_rule(full_size_model: Path) -> None:
+    """All integer weights of the full-size model."""
+    codes = [array for name, array in weights(full_size_model / INT8).items() if array.dtype == np.int8]
+    linear = [array for array in codes if len(array) < 10_000]  # not the table of words, which is only looked up
+    assert len(linear) == 48
+    assert max(pair_sums(array).max() for array in linear) <= PAIR_SUM
+    assert max(np.abs(array).max() for array in linear) > 100
+
+
+def test_a_model_too_hard_for_int8_gets_layers_in_fp32(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no form of INT8 is near enough layers go to FP32, the ones that help most first."""
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    easy = quantize.quantize(tmp_path)
+    assert ", 0 are in FP32" in easy
+    losses = 1 - cosines(embed(tmp_path / INT8), embed(tmp_path / "model_fp32.onnx"))
+    monkeypatch.setattr(quantize, "MAX_MEAN_LOSS", 1e-5)
+    monkeypatch.setattr(quantize, "TABLE_SHARE", 0.01)
+    hard = quantize.quantize(tmp_path)
+    in_fp32 = int(hard.partition(" are in FP32")[0].rpartition(" ")[2])
+    assert 0 < in_fp32 < 8
+    harder_losses = 1 - cosines(embed(tmp_path / INT8), embed(tmp_path / "model_fp32.onnx"))
+    assert harder_losses.mean() < losses.mean()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden": 33, "heads": 3, "feed_forward": 65, "layers": 1},
+        {"hidden": 144, "heads": 3, "feed_forward": 300, "pooling": "cls", "normalize": True},
+    ],
+)
+def test_odd_sizes(tmp_path: Path, sizes: dict[str, Any]) -> None:
+    """Numbers of channels that no block divides, heads of 48: near FP32 in each layer's most exact form."""
+    model = export_onnx.load(tiny.write(tmp_path / "source", **sizes))
+    export_onnx.export(model, tmp_path / "model")
+    quantize.quantize(tmp_path / "model", "fast")
+    vectors = [embed(tmp_path / "model" / name) for name in (INT8, "model_fp32.onnx")]
+    assert cosines(*vectors).min() > 0.998
+
+
+def test_vectors_close_together_do_not_send_every_layer_to_fp32(tiny_model: Path, tmp_path: Path) -> None:
+    """Where texts differ little less error is allowed, and the table of words keeps to its share of that."""
+    path = tmp_path / "model_fp32.onnx"
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    model = onnx.load(path)
+    norm = [node for node in model.graph.node if node.op_type == "LayerNormalization"][-1]
+    bias = np.full(32, 3, np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(bias, "high"))
+    norm.input[2] = "high"
+    onnx.save_model(model, path, save_as_external_data=True, location="model_fp32.onnx.data")
+    recipe = quantize.quantize(tmp_path)
+    assert ", 8 are in FP32" not in recipe
+    assert (1 - cosines(embed(tmp_path / INT8), embed(path))).mean() < 4e-5
+
+
+def test_an_export_of_an_older_version(tiny_model: Path, tmp_path: Path) -> None:
+    """It lacks what quantization must know: the error says what to do."""
+    model = onnx.load(tiny_model / "model_fp32.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "model_fp32.onnx")
+    with pytest.raises(BuildError, match="made by an older version: run python -m build.export_onnx --out "):
+        quantize.quantize(tmp_path)
+
+
+@pytest.mark.parametrize("effort", ["fast", "best"])
+def test_efforts(tiny_source: Path, tmp_path: Path, effort: str) -> None:
+    """Each ends in a sealed folder that says so; `fast` has every layer in its most exact form."""
+    assert main(["--model", str(tiny_source), "--out", str(tmp_path), "--effort", effort]) == 0
+    assert quantize.effort_of(tmp_path) == effort
+    assert (tmp_path / "manifest.json").is_file()
+    if effort == "fast":
+        recipe = {item.key: item.value for item in onnx.load(tmp_path / INT8).metadata_props}["recipe"]
+        assert "6 have outlier channels in FP32, 2 are rotated, 2 have a scale for each token" in recipe
+
+
+def test_another_effort_builds_again(
+    tiny_source: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder is up to date for the effort that it was made with."""
+    arguments = ["--model", str(tiny_source), "--out", str(tmp_path)]
+    assert main([*arguments, "--effort", "fast"]) == 0
+    assert main([*arguments, "--effort", "fast"]) == 0
+    assert "up to date" in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert "up to date" not in capsys.readouterr().out
+    assert quantize.effort_of(tmp_path) == "default"
+
+
+@pytest.mark.parametrize("model", ["full-size", "every form"])
+def test_the_same_bits_on_a_cpu_without_vnni(model: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The server's encoder gives the same floats with the kernels of a CPU that has AVX2 alone."""
+    try:
+        older = older_cpu.environment()
+    except older_cpu.Unavailable as error:
+        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up(str(error))
+    if model == "full-size":
+        folder = request.getfixturevalue("full_size_model")
+    else:  # rotated, with a scale for each token, with Normalize
+        folder = tmp_path / "model"
+        source = tiny.write(tmp_path / "source", normalize=True)
+        assert main(["--model", str(source), "--out", str(folder), "--effort", "fast"]) == 0
+    vectors, paths = [], []
+    for name, environment in (("here", None), ("older", older)):
+        out = tmp_path / f"{name}.npy"
+        command = [sys.executable, "-c", ENCODE, str(folder), str(out)]
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        paths.append(run.stdout.strip())
+        vectors.append(np.load(out))
+    assert paths[0] != paths[1]  # the older one is another copy of onnxruntime
+    assert len(vectors[0]) > 100
+    np.testing.assert_array_equal(*vectors)

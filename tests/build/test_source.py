@@ -1,0 +1,296 @@
+"""build.source with the real hub client against a fake hub, and what `python -m build` says when it cannot fetch."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from build.source import DEFAULT_MODEL, Source
+from build.standin import MODEL_ID
+from tests.support import ROOT
+from tests.support.server import free_port
+
+MAIN, OLDER = "a" * 40, "b" * 40  # the commits of the branch main and the tag v1
+DECOYS = ("onnx/model.onnx", "onnx/config.json", "openvino/x.bin", "coreml/x.json", "tf_model.h5", "README.md")
+# The client reads its settings when it is imported, so it runs in a process of its own.
+FETCH = """
+import dataclasses, json, sys
+from build.source import fetch
+print(json.dumps(dataclasses.asdict(fetch(*json.loads(sys.argv[1]))), default=str))
+"""
+TOKEN = "hf_secret"
+ASK = ": ask for access, then set HF_TOKEN."
+RULE = (
+    "Repo id must use alphanumeric chars, '-', '_' or '.'. "
+    "The name cannot start or end with '-' or '.' and the maximum length is 96"
+)
+Run = subprocess.CompletedProcess[str]
+
+
+class Hub(ThreadingHTTPServer):
+    """Speaks the part of the hub's protocol that huggingface_hub uses to download a model.
+
+    repositories: id -> file's name -> content, the same in both commits; org/gated refuses everything,
+    org/gated-files its files. always: what every request is answered with, if set.
+    asked: commit -> "id/file" asked for.
+    """
+
+    def __init__(self, repositories: dict[str, dict[str, bytes]]) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.repositories = repositories
+        self.always: tuple[int, bytes] | None = None
+        self.asked: dict[str, set[str]] = {MAIN: set(), OLDER: set()}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path.removeprefix("/")
+        is_api = path.startswith("api/models/")
+        words = path.removeprefix("api/models/").split("/")
+        model, what, revision, name = "/".join(words[:2]), *(words[2:4] or ["revision", "main"]), "/".join(words[4:])
+        commit = {"main": MAIN, "v1": OLDER}.get(revision, revision)
+        files = self.server.repositories.get(model)
+        if self.server.always:
+            self.reply(*self.server.always, {})
+        elif files is None:
+            self.refuse(404, "RepoNotFound")
+        elif commit not in self.server.asked:
+            self.refuse(404, "RevisionNotFound")
+        elif (model == "org/gated" or (model == "org/gated-files" and what == "resolve")) and not self.is_known():
+            self.refuse(403, "GatedRepo")
+        elif is_api and what == "revision":
+            self.answer({"id": model, "sha": commit, "siblings": [{"rfilename": file} for file in files]})
+        elif is_api:
+            self.answer([{"type": "file", "path": file, "size": len(files[file]), "oid": file} for file in files])
+        else:
+            self.server.asked[commit].add(f"{model}/{name}")
+            etag = f'"{hashlib.sha1(files[name]).hexdigest()}"'
+            self.reply(200, files[name], {"ETag": etag, "X-Repo-Commit": commit})
+
+    do_HEAD = do_GET
+
+    def is_known(self) -> bool:
+        return self.headers["Authorization"] == f"Bearer {TOKEN}"
+
+    def answer(self, value: Any) -> None:
+        self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def refuse(self, status: int, code: str = "") -> None:
+        self.reply(status, b"", {"X-Error-Code": code})
+
+    def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def hub(tiny_source: Path) -> Iterator[Hub]:
+    """org/tiny has safetensors among decoys, org/old its weights in pytorch_model.bin only."""
+    files = {path.relative_to(tiny_source).as_posix(): path.read_bytes() for path in tiny_source.rglob("*.json")}
+    decoys = dict.fromkeys(DECOYS, b"decoy")
+    old = {**files, **decoys, "pytorch_model.bin": b"weights"}
+    tiny = {**old, "model.safetensors": (tiny_source / "model.safetensors").read_bytes()}
+    with Hub({"org/tiny": tiny, "org/old": old, "org/gated": tiny, "org/gated-files": tiny}) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def dead_hub() -> str:
+    """The address of a hub that is not there."""
+    return f"http://127.0.0.1:{free_port()}"
+
+
+def python(arguments: list[str], endpoint: str, home: Path, **environ: str) -> Run:
+    """Run Python in the repository's root with the hub at `endpoint` and its client's cache in `home`."""
+    ours = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environ}
+    others = re.compile("(HF|HUGGING|TRANSFORMERS)_.*|.*PROXY", re.IGNORECASE)
+    clean = {name: value for name, value in os.environ.items() if not others.fullmatch(name)}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env={**clean, **ours}, capture_output=True, text=True)
+
+
+def fetch(folder: Path, endpoint: str, *arguments: str | None) -> Source:
+    """build.source.fetch(*arguments) in a process of its own."""
+    run = python(["-c", FETCH, json.dumps(arguments)], endpoint, folder / "home")
+    assert run.returncode == 0, run.stderr
+    fields = json.loads(run.stdout)
+    return Source(**{**fields, "folder": Path(fields["folder"])})
+
+
+def build(folder: Path, endpoint: str, *arguments: str) -> Run:
+    """`python -m build` into folder/model."""
+    return python(["-m", "build", "--out", str(folder / "model"), *arguments], endpoint, folder / "home")
+
+
+def assert_refused(run: Run, folder: Path, *lines: str) -> None:
+    """Exit code 1, these lines and no others, and nothing written into folder/model."""
+    assert (run.returncode, run.stdout, run.stderr.splitlines()) == (1, "", list(lines))
+    assert not (folder / "model").exists()
+
+
+def assert_unreachable(run: Run, folder: Path, model: str, reason: str) -> None:
+    """Refused with the reason and the two ways on."""
+    first = run.stderr.partition("\n")[0]
+    assert first.startswith("error: The hub cannot be reached (") and reason in first
+    assert first.endswith(f"), so {model} cannot be downloaded.")
+    ways = "MODEL=/path/to/a/sentence-transformers/folder, or MODEL=stand-in (another model, offline)."
+    assert_refused(run, folder, first, f"Two ways on: {ways}")
+
+
+@pytest.mark.parametrize("model, weights", [("org/tiny", "model.safetensors"), ("org/old", "pytorch_model.bin")])
+def test_only_what_is_needed_is_downloaded(
+    model: str, weights: str, hub: Hub, tmp_path: Path, tiny_source: Path
+) -> None:
+    """The texts and one form of the weights are asked for, not those of other frameworks."""
+    source = fetch(tmp_path, hub.url, model)
+    texts = {path.relative_to(tiny_source).as_posix() for path in tiny_source.rglob("*.json")}
+    assert {"modules.json", "1_Pooling/config.json", "tokenizer.json"} <= texts
+    assert hub.asked[MAIN] == {f"{model}/{name}" for name in {*texts, weights}}
+    for name in (*texts, weights):
+        assert (source.folder / name).read_bytes() == hub.repositories[model][name]
+
+
+@pytest.mark.parametrize("revision, commit", [(None, MAIN), ("main", MAIN), ("v1", OLDER), (OLDER, OLDER)])
+def test_the_revision_asked_for_is_downloaded(revision: str | None, commit: str, hub: Hub, tmp_path: Path) -> None:
+    """A branch, a tag or a commit; the source's revision is the commit."""
+    source = fetch(tmp_path, hub.url, "org/tiny", revision)
+    assert source == Source(source.folder, "org/tiny", commit)
+    assert {known for known, files in hub.asked.items() if files} == {commit}
+
+
+def test_a_build_from_the_hub_says_the_commit(hub: Hub, tmp_path: Path) -> None:
+    """MODEL and revision are in the manifest; nothing warns."""
+    run = build(tmp_path, hub.url, "--model", "org/tiny", "--revision", "v1")
+    assert (run.returncode, run.stderr) == (0, "")
+    manifest = json.loads((tmp_path / "model/manifest.json").read_text(encoding="utf-8"))
+    shown = {name: manifest[name] for name in ("model", "revision", "warning", "stand_in")}
+    assert shown == {"model": "org/tiny", "revision": OLDER, "warning": None, "stand_in": False}
+
+
+@pytest.mark.parametrize("model, revision", [("org/tiny", None), ("org/old", "v1"), ("org/tiny", OLDER)])
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_model_downloaded_before_needs_no_hub(
+    model: str, revision: str | None, answers: bool, hub: Hub, dead_hub: str, tmp_path: Path
+) -> None:
+    """With the hub gone or failing, an earlier download of the same revision is the same source."""
+    downloaded = fetch(tmp_path, hub.url, model, revision)
+    hub.always = (500, b"")
+    assert fetch(tmp_path, hub.url if answers else dead_hub, model, revision) == downloaded
+
+
+@pytest.mark.parametrize("model, weights", [("org/tiny", "model.safetensors"), ("org/old", "pytorch_model.bin")])
+def test_half_a_download_is_not_used(model: str, weights: str, hub: Hub, dead_hub: str, tmp_path: Path) -> None:
+    """Where the weights are missing in the cache and the hub is gone, the model cannot be had."""
+    (fetch(tmp_path, hub.url, model).folder / weights).unlink()
+    assert_unreachable(build(tmp_path, dead_hub, "--model", model), tmp_path, model, "Connection refused")
+
+
+def test_an_unreachable_hub_is_an_error_with_two_ways_on(dead_hub: str, tmp_path: Path) -> None:
+    """Nobody listens, and nothing was downloaded before."""
+    assert_unreachable(build(tmp_path, dead_hub), tmp_path, DEFAULT_MODEL, "Connection refused")
+
+
+@pytest.mark.parametrize(
+    "always, reason", [((500, b""), "500"), ((200, b"<html>Please log in</html>"), "Expecting value")]
+)
+def test_a_failing_hub_is_as_good_as_none(always: tuple[int, bytes], reason: str, hub: Hub, tmp_path: Path) -> None:
+    """500 is no answer, nor is the page of a network's login."""
+    hub.always = always
+    assert_unreachable(build(tmp_path, hub.url, "--model", "org/tiny"), tmp_path, "org/tiny", reason)
+
+
+def test_a_refusal_is_not_a_missing_hub(hub: Hub, tmp_path: Path) -> None:
+    """A wrong HF_TOKEN is told, and the stand-in is no way out."""
+    hub.always = (401, b"")
+    run = build(tmp_path, hub.url, "--model", "org/tiny", "--fallback", "stand-in")
+    assert run.stderr.startswith("error: ") and "hub cannot be reached" not in run.stderr
+    assert_refused(run, tmp_path, run.stderr.splitlines()[0])
+
+
+def test_a_private_model_as_the_image_builds_it(hub: Hub, tmp_path: Path) -> None:
+    """The token is read from the file that HF_TOKEN_PATH names; the proof then needs neither it nor the hub."""
+    (tmp_path / "hf_token").write_text(TOKEN + "\n")
+    home, model, out = tmp_path / "home", ["--model", "org/gated"], ["--out", str(tmp_path / "model")]
+    for arguments, environ in (
+        (["-m", "build.export_onnx", *model, *out], {"HF_TOKEN_PATH": str(tmp_path / "hf_token")}),
+        (["-m", "build.quantize", *out], {}),
+        (["-m", "build.verify", *model, *out, "--name", "ours"], {"HF_HUB_OFFLINE": "1"}),
+    ):
+        run = python(arguments, hub.url, home, **environ)
+        assert run.returncode == 0, run.stderr
+    manifest = json.loads((tmp_path / "model/manifest.json").read_text())
+    assert (manifest["model"], manifest["revision"]) == ("ours", MAIN)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in files if TOKEN.encode() in path.read_bytes()] == ["hf_token"]
+
+
+def test_the_proof_alone_needs_the_other_steps(tiny_source: Path, tmp_path: Path) -> None:
+    """`python -m build.verify` without a model says which file is missing, and seals nothing."""
+    run = subprocess.run(
+        [sys.executable, "-m", "build.verify", "--model", str(tiny_source), "--out", str(tmp_path / "model")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: There is no ")
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "model/manifest.json").exists()
+
+
+@pytest.mark.full_size
+def test_the_stand_in_takes_an_unreachable_hubs_place_where_allowed(dead_hub: str, tmp_path: Path) -> None:
+    """It warns, and names both models."""
+    source = fetch(tmp_path, dead_hub, "org/tiny", None, "stand-in")
+    assert source.stand_in and source.revision is None and (source.folder / "modules.json").is_file()
+    assert source.warning is not None and "org/tiny" in source.warning and MODEL_ID in source.warning
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        (["org/tiny", "--revision", "v2"], "org/tiny has no revision 'v2' on the hub."),
+        (
+            ["org/none"],
+            "There is no model 'org/none' on the hub, nor a folder of that name (a private one needs HF_TOKEN).",
+        ),
+        (["org/gated"], f"The hub does not let this account read org/gated{ASK}"),
+        (["org/gated-files"], f"The hub does not let this account read org/gated-files{ASK}"),
+        (["a b/c"], f"'a b/c' is neither a folder nor a hub id: {RULE}: 'a b/c'."),
+        (["./nope"], "There is no folder ./nope."),
+        (["/nope"], "There is no folder /nope."),
+        (["a/b/c"], "There is no folder a/b/c."),
+        (["build"], "build is not a sentence-transformers folder: it has no modules.json."),
+        (["build", "--revision", "v1"], "--revision v1 goes with a hub id, and build is a folder."),
+    ],
+)
+def test_a_model_that_is_not_to_be_had_is_one_line(arguments: list[str], error: str, hub: Hub, tmp_path: Path) -> None:
+    """What the hub refuses, what is neither a hub id nor a folder; the stand-in is no way out."""
+    run = build(tmp_path, hub.url, "--fallback", "stand-in", "--model", *arguments)
+    assert_refused(run, tmp_path, f"error: {error}")

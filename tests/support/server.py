@@ -1,0 +1,103 @@
+"""A real Gunicorn on a free port."""
+
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import requests
+
+from app.settings import Settings
+from tests.support import ROOT
+
+START_SECONDS = 60
+
+
+class Server:
+    """A real Gunicorn with this repository's gunicorn.conf.py.
+
+    Its output goes into a file, since a full pipe that nobody reads would hold it up; is_quiet: nowhere.
+    """
+
+    def __init__(self, environ: dict[str, str], *, is_quiet: bool = False) -> None:
+        self.port = environ.get("PORT") or str(free_port())
+        clean = {name: value for name, value in os.environ.items() if name.upper() not in VARIABLES}
+        self.run([str(Path(sys.executable).parent / "gunicorn")], {**clean, "PORT": self.port, **environ}, is_quiet)
+
+    def run(self, command: list[str], environ: dict[str, str] | None = None, is_quiet: bool = False) -> None:
+        self._output = open(os.devnull, "r+") if is_quiet else tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=self._output, stderr=subprocess.STDOUT)
+
+    @property
+    def output(self) -> str:
+        """What it has written so far."""
+        # not read(), which would move the place where the server writes
+        file = self._output.fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait_until_ready(self) -> Self:
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until and self.process.poll() is None:
+            try:
+                if requests.get(f"{self.url}/readyz", timeout=5).ok:
+                    return self
+            except requests.ConnectionError:
+                time.sleep(0.05)
+        raise AssertionError(f"the server is not ready: {self.stop()}")
+
+    def workers(self) -> list[int]:
+        """The worker processes' ids."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def stop(self) -> str:
+        """Stop it as an operator does; its output."""
+        self.process.terminate()
+        return self.wait(30)
+
+    def wait(self, seconds: float) -> str:
+        """Its output, when it has ended."""
+        self.process.wait(seconds)
+        output = self.output
+        self._output.close()
+        return output
+
+    def kill(self) -> None:
+        """End it at once, and take away what it could not."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._output.close()
+        shutil.rmtree(f"/dev/shm/embedding-metrics-{self.process.pid}", ignore_errors=True)
+
+    def output_of_failed_boot(self) -> str:
+        """Its output, when it must end by itself."""
+        return self.wait(START_SECONDS)
+
+
+VARIABLES = {name.upper() for name in Settings.__dataclass_fields__}
+
+
+def free_port() -> int:
+    """A port that nobody listens on and no client has: ended connections keep theirs, above these, for a minute."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return port
+
+
+# start(NAME="value", …) of the fixture of that name.
+Start = Callable[..., Server]
