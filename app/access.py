@@ -74,7 +74,7 @@ def _is_public() -> bool:
 
 def _has_key(keys: tuple[str, ...]) -> bool:
     scheme, _, key_sent = request.headers.get("Authorization", "").partition(" ")
-    found = False
+    matches = False
     for key in keys:  # compares with every key, so that the time does not show which one matched
-        found |= hmac.compare_digest(key_sent.strip().encode("utf-8", "replace"), key.encode())
-    return found and scheme.lower() == "bearer"
+        matches |= hmac.compare_digest(key_sent.strip().encode("utf-8", "replace"), key.encode())
+    return matches and scheme.lower() == "bearer"

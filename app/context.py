@@ -76,11 +76,11 @@ class RequestContext:
         length = environ.get("CONTENT_LENGTH") or ""
         self.request_bytes = int(length) if LENGTH.fullmatch(length) else 0
         self.identify(environ.get("HTTP_X_REQUEST_ID", ""))
-        if found := TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", "")):
-            self.trace, self.span = found["trace"], found["span"]
-        elif found := CLOUD_TRACE.fullmatch(environ.get("HTTP_X_CLOUD_TRACE_CONTEXT", "")):
-            span = int(found["span"] or 0)
-            self.trace, self.span = found["trace"].lower(), f"{span:016x}" if 0 < span < 2**64 else ""
+        if match := TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", "")):
+            self.trace, self.span = match["trace"], match["span"]
+        elif match := CLOUD_TRACE.fullmatch(environ.get("HTTP_X_CLOUD_TRACE_CONTEXT", "")):
+            span = int(match["span"] or 0)
+            self.trace, self.span = match["trace"].lower(), f"{span:016x}" if 0 < span < 2**64 else ""
 
     def identify(self, request_id: str = "") -> None:
         """Keep the client's own X-Request-Id, or make a new one."""

@@ -112,7 +112,7 @@ def log_request(context: RequestContext) -> None:
         severity = "DEBUG"
     if logging.getLevelNamesMapping()[severity] < _level:
         return
-    path = CONTROLS.sub(lambda found: repr(found[0])[1:-1], context.path[:MAX_CHARACTERS])[:MAX_CHARACTERS]
+    path = CONTROLS.sub(lambda match: repr(match[0])[1:-1], context.path[:MAX_CHARACTERS])[:MAX_CHARACTERS]
     message = f"{context.method} {path} {context.status} in {context.seconds * 1e3:.1f} ms"
     ms = {stage: round(seconds * 1e3, 3) for stage, seconds in context.stages.items()}
     fields: dict[str, Any] = {"requestId": context.request_id, "route": context.route}

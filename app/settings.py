@@ -99,6 +99,6 @@ def _items(name: str, text: str, allowed: re.Pattern[str], description: str, sec
     items = tuple(item.strip() for item in text.split(","))
     for number, item in enumerate(items, 1):
         if not allowed.fullmatch(item):
-            found = f"Item {number} of {name} is not one of its kind" if secret else f"{name} has {item!r}"
-            raise BootError(f"{found}: {description}; items are separated by commas.")
+            problem = f"Item {number} of {name} is not one of its kind" if secret else f"{name} has {item!r}"
+            raise BootError(f"{problem}: {description}; items are separated by commas.")
     return items

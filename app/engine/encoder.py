@@ -143,34 +143,34 @@ class Encoder:
         """
         runner = self._check_ready(len(texts), runner)
         began = time.monotonic()
-        before = self.prompt(prompt, prompt_name)
-        full = [before + text for text in texts] if before else list(texts)
-        indexes: dict[str, int] = {}
+        prefix = self.prompt(prompt, prompt_name)
+        full = [prefix + text for text in texts] if prefix else list(texts)
+        first_index: dict[str, int] = {}
         for index, text in enumerate(full):
-            indexes.setdefault(text, index)
-        found: dict[str, Cached] = {}
+            first_index.setdefault(text, index)
+        entries: dict[str, Cached] = {}
         missing: dict[str, Tokenized] = {}
-        for text, index in indexes.items():
-            if cached := self._cache.get(text):
-                found[text] = cached
+        for text, index in first_index.items():
+            if entry := self._cache.get(text):
+                entries[text] = entry
             else:
                 missing[text] = self.tokenizer.encode(text, self.max_length, runner, texts=len(full), index=index)
             runner.pause()
-        lengths = {text: item.tokens for text, item in (found | missing).items()}
+        lengths = {text: item.tokens for text, item in (entries | missing).items()}
         tokens = [lengths[text] for text in full]
         truncated = self._truncated(tokens, truncate)
-        hits = sum(text in found for text in full)
+        hits = sum(text in entries for text in full)
         tokenized = time.monotonic()
         # longest texts first, so that all threads finish at about the same time
         order = sorted(missing, key=lambda text: -len(missing[text].ids))
 
         def keep(index: int, vector: Vector) -> None:
             text = order[index]
-            found[text] = Cached(vector, lengths[text])
-            self._cache.put(text, found[text])
+            entries[text] = Cached(vector, lengths[text])
+            self._cache.put(text, entries[text])
 
         runner.run_all([missing[text].ids for text in order], keep)
-        rows = [found[text].vector for text in full]
+        rows = [entries[text].vector for text in full]
         inference_seconds = time.monotonic() - tokenized
         return Embeddings(
             rows, self.dimension, tokens, truncated, tokenized - began, inference_seconds, runner.queue_seconds, hits

@@ -92,9 +92,9 @@ class Manifest:
         path = folder / MANIFEST
         try:
             content = path.read_bytes()
-            found = msgspec.json.decode(content, type=_Head).format
-            if found != FORMAT:
-                raise BootError(f"{path} has format {found}, this server reads {FORMAT} – {REMEDY}.")
+            version = msgspec.json.decode(content, type=_Head).format
+            if version != FORMAT:
+                raise BootError(f"{path} has format {version}, this server reads {FORMAT} – {REMEDY}.")
             manifest = msgspec.json.decode(content, type=cls)
             manifest._validate()
             return manifest

@@ -113,12 +113,12 @@ class Unigram:
     def _cells(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Cell of each token, or 0, and cell of each base: 5 MB for 250,000 tokens, computed at first use."""
         backwards = np.arange(self._table.shape[1], dtype=np.int32)[::-1]
-        found = []
+        maps = []
         for row in (self._table[2], self._table[0]):
             cells = np.zeros(row.max() + 1, np.int32)
             held = backwards[row[backwards] != NO_TOKEN]
             cells[row[held]] = (
                 held  # the first cell wins: an added token's own cell comes before that of its characters
             )
-            found.append(cells)
-        return found[0], found[1]
+            maps.append(cells)
+        return maps[0], maps[1]

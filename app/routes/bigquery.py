@@ -71,8 +71,8 @@ def bigquery() -> Response:
     row_of = dict(zip(places, rows, strict=True))
 
     def replies(start: int, stop: int) -> list[Any]:
-        found = [index for index in range(start, stop) if index in row_of]
-        vectors = iter(encode_vectors([row_of[index] for index in found], options) if found else ())
+        present = [index for index in range(start, stop) if index in row_of]
+        vectors = iter(encode_vectors([row_of[index] for index in present], options) if present else ())
         return [next(vectors) if index in row_of else None for index in range(start, stop)]
 
     return list_response(replies, len(calls), name="replies")

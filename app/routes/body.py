@@ -117,10 +117,10 @@ def decode(data: bytes, type_: type[T], rules: Rules, list_field: ListField | No
 def fields(data: bytes, *names: str) -> dict[str, Raw]:
     """Return those of the named fields that a body has, as raw JSON; empty if the body is nested too deeply."""
     try:
-        found = decode(data, fields_type(Raw, *names), {})
+        raw_fields = decode(data, fields_type(Raw, *names), {})
     except TooDeep:
         return {name: Raw(b"") for name in names if _has_field(data, name)}
-    return {name: value for name in names if (value := getattr(found, name)) is not UNSET}
+    return {name: value for name in names if (value := getattr(raw_fields, name)) is not UNSET}
 
 
 def check_count(items: list[Any], name: str) -> None:
@@ -155,8 +155,8 @@ def _check_repeats(data: bytes, name: str, limit: int) -> None:
 
     Up to `limit` + 1 are accepted, since the items of the list may be strings equal to the name.
     """
-    found = itertools.islice(_spellings(name).finditer(data), limit + 2)
-    if sum(1 for _ in found) > limit + 1:
+    repeats = itertools.islice(_spellings(name).finditer(data), limit + 2)
+    if sum(1 for _ in repeats) > limit + 1:
         raise InvalidRequest(f'The body has "{name}" more than {limit + 1} times: send the field once.', name)
 
 

@@ -125,14 +125,14 @@ def _json_type(what: str) -> str:
 
 def _sentence_values(data: bytes, steps: Sequence[str | int], kind: str, sentence: str) -> dict[str, str]:
     """Return the placeholders for a value: its kind and, where the sentence has them, its value or its length."""
-    found = {"kind": kind, "value": kind, "count": "many"}
+    values = {"kind": kind, "value": kind, "count": "many"}
     if "{count}" in sentence:
         part = raw_value_at(data, steps)
         if part[:1] == b"[" and len(part) <= MAX_LIST_BYTES:
-            found["count"] = str(len(decoder(list[Raw]).decode(part)))
+            values["count"] = str(len(decoder(list[Raw]).decode(part)))
     elif "{value}" in sentence and kind not in (JSON_TYPES["array"], JSON_TYPES["object"]):
         part = raw_value_at(data, steps)
         if part[:1] not in (b"", b"[", b"{"):
             with contextlib.suppress(orjson.JSONDecodeError):  # a number too large for a float
-                found["value"] = quoted(orjson.loads(part))
-    return found
+                values["value"] = quoted(orjson.loads(part))
+    return values

@@ -65,9 +65,9 @@ def embed_many() -> Response:
     try:
         body = decode(data, Texts, RULES, TEXTS)
     except ServiceError:
-        found = fields(data, "texts", "inputs")
-        if "inputs" in found and "texts" not in found:
-            return tei.embed(data, found["inputs"], from_strings(_query()))
+        raw_fields = fields(data, "texts", "inputs")
+        if "inputs" in raw_fields and "texts" not in raw_fields:
+            return tei.embed(data, raw_fields["inputs"], from_strings(_query()))
         context().error_fields = None
         raise
     context().error_fields = None
