@@ -1,9 +1,11 @@
-"""What the documents show is what happens: every example of openapi.yml and of both READMEs, at a real server."""
+"""What the documents show is what happens: every example of openapi.yml and of the documents, at a real server."""
 
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +16,21 @@ from openapi_spec_validator import validate
 
 from tests import clients
 from tests.support import ROOT
+from tests.support.documents import DOCUMENTS, blocks, read, rows
 from tests.support.server import Server
 
 OPENAPI = yaml.safe_load((ROOT / "app/openapi.yml").read_text())
 OPERATIONS = [(path, method) for path, methods in OPENAPI["paths"].items() for method in methods]
-READMES = ["README.md", "README.ja.md"]
 URL = "localhost:8080"
+# Languages of the programs that each document shows, and the documents with commands of curl.
+CLIENTS = ["python", "python", "js"]
+PROGRAMS = {
+    "README.md": ["python"],
+    "README.ja.md": ["python"],
+    "docs/clients.md": CLIENTS,
+    "docs/ja/clients.md": CLIENTS,
+}
+COMMANDS = ["README.ja.md", "README.md", "docs/api.md", "docs/ja/api.md"]
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +109,24 @@ def test_examples_of_errors() -> None:
         check(OPENAPI["components"]["schemas"]["Error"], example)
 
 
-def blocks(readme: str, *languages: str) -> list[tuple[str, str]]:
-    """Language and code of a README's blocks that speak to the server."""
-    found = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / readme).read_text(), re.M | re.S)
-    return [(language, code) for language, code in found if language in languages and URL in code]
+def for_the_server(document: str, *languages: str) -> list[tuple[str, str]]:
+    """Return language and code of a document's blocks that speak to the server."""
+    return [(language, code) for language, code in blocks(document, *languages) if URL in code]
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_commands(server: Server, readme: str) -> None:
+def test_every_example_is_run() -> None:
+    """No document has a program or command for the server that the tests below leave out."""
+    programs = {
+        document: [language for language, _ in for_the_server(document, "python", "js")] for document in DOCUMENTS
+    }
+    assert {document: languages for document, languages in programs.items() if languages} == PROGRAMS
+    assert [document for document in DOCUMENTS if for_the_server(document, "sh")] == COMMANDS
+
+
+@pytest.mark.parametrize("document", COMMANDS)
+def test_commands(server: Server, document: str) -> None:
     """curl's commands give JSON with vectors."""
-    commands = blocks(readme, "sh")
-    assert len(commands) >= 2
-    for _, command in commands:
+    for _, command in for_the_server(document, "sh"):
         address = server.url.removeprefix("http://")
         run = subprocess.run(
             ["sh", "-c", command.replace("curl ", "curl -sf ").replace(URL, address)], capture_output=True, check=True
@@ -118,20 +135,34 @@ def test_commands(server: Server, readme: str) -> None:
         assert answer["dimension"] == 32
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_clients(server: Server, readme: str) -> None:
+@pytest.mark.parametrize("document", PROGRAMS)
+def test_clients(server: Server, document: str) -> None:
     """The programs for client libraries run as they stand, and see the model's 32 dimensions."""
-    programs = blocks(readme, "python", "js")
-    assert [language for language, _ in programs] == ["python", "python", "js"]
     clients.install()
-    for language, program in programs:
+    for language, program in for_the_server(document, "python", "js"):
         output = clients.run(language, program.replace(f"http://{URL}", server.url))
         assert "32" in output, output
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_the_error(server: Server, readme: str) -> None:
+@pytest.mark.parametrize("document", ["docs/api.md", "docs/ja/api.md"])
+def test_the_error(server: Server, document: str) -> None:
     """The error that is shown is one that is answered, but for the model's dimension."""
-    (shown,) = re.findall(r'^{"error": .*}$', (ROOT / readme).read_text(), re.M)
+    (shown,) = re.findall(r'^{"error": .*}$', read(document), re.M)
     answer = requests.post(f"{server.url}/embed", json={"texts": ["a"], "dimensions": 500}, timeout=30)
     assert answer.json() == json.loads(shown.replace("384", "32"))
+
+
+@pytest.mark.full_size
+@pytest.mark.parametrize("document", ["docs/api.md", "docs/ja/api.md"])
+def test_characters_per_token(document: str, full_size_model: Path) -> None:
+    """The command for it prints the figures of the table, for the stand-in."""
+    (command,) = [code for _, code in blocks(document, "sh") if "tokenizer.json" in code]
+    command = command.replace(".venv/bin/python", sys.executable).replace(
+        "model/tokenizer", f"{full_size_model}/tokenizer"
+    )
+    output = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    printed = dict(line.split() for line in output.splitlines())
+    table = rows(document)
+    for language, names in {"ja": ("Japanese", "日本語"), "en": ("English", "英語")}.items():
+        (cells,) = [table[name] for name in names if name in table]
+        assert float(printed[language]) == float(cells[0])
