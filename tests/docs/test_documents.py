@@ -104,7 +104,7 @@ def commands(document: str) -> list[str]:
 
 
 def test_what_is_measured_is_there() -> None:
-    """The blocks that tools fill in have figures."""
+    """The blocks that the tools fill in contain figures."""
     for document, name in [(readme, "bench") for readme in READMES] + [("docs/container.md", "image")]:
         block = read(document).split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
         assert len(re.findall(r"\d[\d.,]*", block)) > 10, document
@@ -112,7 +112,7 @@ def test_what_is_measured_is_there() -> None:
 
 @pytest.mark.parametrize("readme", READMES)
 def test_the_readmes_are_short(readme: str) -> None:
-    """Details belong into docs/."""
+    """A README has at most 150 lines; details belong in docs/."""
     assert len(read(readme).splitlines()) <= 150
 
 

@@ -1,4 +1,4 @@
-"""What the documents show is what happens: every example of openapi.yml and of the documents, at a real server."""
+"""The examples of openapi.yml and of the documents work on a real server."""
 
 import json
 import re
@@ -30,7 +30,7 @@ PROGRAMS = {
     "docs/clients.md": CLIENTS,
     "docs/ja/clients.md": CLIENTS,
 }
-COMMANDS = ["README.ja.md", "README.md", "docs/api.md", "docs/ja/api.md"]
+COMMANDS = ["README.ja.md", "README.md", "docs/api.md", "docs/ja/api.md", "docs/ja/models.md", "docs/models.md"]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def server(start: Callable[..., Server], tiny_model: Any) -> Server:
 
 
 def resolved(item: dict[str, Any]) -> Any:
-    """What a $ref names."""
+    """Return the item itself, or the one that its $ref names."""
     if "$ref" not in item:
         return item
     found: Any = OPENAPI
@@ -49,12 +49,12 @@ def resolved(item: dict[str, Any]) -> Any:
 
 
 def check(schema: dict[str, Any], content: Any) -> None:
-    """Content is what the schema says."""
+    """Raise an error unless the content fits the schema."""
     OAS30Validator({**schema, "components": OPENAPI["components"]}).validate(content)
 
 
 def bodies(path: str, method: str) -> Iterator[Any]:
-    """The examples of an operation's request body."""
+    """Yield the examples of an operation's request body."""
     media = OPENAPI["paths"][path][method].get("requestBody", {}).get("content", {}).get("application/json")
     if media is None:
         return
@@ -65,13 +65,13 @@ def bodies(path: str, method: str) -> Iterator[Any]:
 
 
 def test_openapi_is_valid() -> None:
-    """It is OpenAPI 3.0."""
+    """openapi.yml is a valid document of OpenAPI 3.0."""
     validate(OPENAPI)
 
 
 @pytest.mark.parametrize("path, method", OPERATIONS)
 def test_operation(server: Server, path: str, method: str) -> None:
-    """Each example is answered with 200 and what the schema says; every operation has one, or needs none."""
+    """Each example gets a response with status 200 that fits the schema. Every operation with a body has an example."""
     operation = OPENAPI["paths"][path][method]
     parameters = [resolved(item) for item in operation.get("parameters", [])]
     query = {item["name"]: item["example"] for item in parameters if item["in"] == "query" and "example" in item}
@@ -93,7 +93,7 @@ def test_operation(server: Server, path: str, method: str) -> None:
 
 
 def errors(item: Any) -> Iterator[dict[str, Any]]:
-    """All that has the shape of an error's example, anywhere in the document."""
+    """Yield every example of an error, anywhere in the document."""
     if isinstance(item, dict):
         if isinstance(item.get("example"), dict) and "error" in item["example"]:
             yield item["example"]
@@ -102,7 +102,7 @@ def errors(item: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_examples_of_errors() -> None:
-    """They have the one shape."""
+    """Every example of an error has the shape that all errors have."""
     examples = list(errors(OPENAPI))
     assert len(examples) > 4
     for example in examples:
@@ -125,7 +125,7 @@ def test_every_example_is_run() -> None:
 
 @pytest.mark.parametrize("document", COMMANDS)
 def test_commands(server: Server, document: str) -> None:
-    """curl's commands give JSON with vectors."""
+    """Every curl command in the documents gets JSON with vectors."""
     for _, command in for_the_server(document, "sh"):
         address = server.url.removeprefix("http://")
         run = subprocess.run(
@@ -137,7 +137,7 @@ def test_commands(server: Server, document: str) -> None:
 
 @pytest.mark.parametrize("document", PROGRAMS)
 def test_clients(server: Server, document: str) -> None:
-    """The programs for client libraries run as they stand, and see the model's 32 dimensions."""
+    """The programs for client libraries run unchanged and print the model's 32 dimensions."""
     clients.install()
     for language, program in for_the_server(document, "python", "js"):
         output = clients.run(language, program.replace(f"http://{URL}", server.url))
@@ -146,7 +146,7 @@ def test_clients(server: Server, document: str) -> None:
 
 @pytest.mark.parametrize("document", ["docs/api.md", "docs/ja/api.md"])
 def test_the_error(server: Server, document: str) -> None:
-    """The error that is shown is one that is answered, but for the model's dimension."""
+    """The documented error is the server's response, except for the model's dimension."""
     (shown,) = re.findall(r'^{"error": .*}$', read(document), re.M)
     answer = requests.post(f"{server.url}/embed", json={"texts": ["a"], "dimensions": 500}, timeout=30)
     assert answer.json() == json.loads(shown.replace("384", "32"))
@@ -155,7 +155,7 @@ def test_the_error(server: Server, document: str) -> None:
 @pytest.mark.full_size
 @pytest.mark.parametrize("document", ["docs/api.md", "docs/ja/api.md"])
 def test_characters_per_token(document: str, full_size_model: Path) -> None:
-    """The command for it prints the figures of the table, for the stand-in."""
+    """For the stand-in, the documented command prints the figures of the table above it."""
     (command,) = [code for _, code in blocks(document, "sh") if "tokenizer.json" in code]
     command = command.replace(".venv/bin/python", sys.executable).replace(
         "model/tokenizer", f"{full_size_model}/tokenizer"

@@ -12,7 +12,7 @@ from tests.support import ROOT
 
 
 def test_app_never_imports_what_only_the_build_has() -> None:
-    """The whole server, imported, has brought nothing of build/, torch, transformers, onnx or the hub along."""
+    """Importing the whole server loads nothing of build/, torch, transformers, onnx or huggingface_hub."""
     heavy = {"build", "torch", "transformers", "sentence_transformers", "onnx", "matplotlib", "huggingface_hub"}
     code = "import sys, app.server.worker, app; print(*{name.split('.')[0] for name in sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -20,7 +20,7 @@ def test_app_never_imports_what_only_the_build_has() -> None:
 
 
 def imports(path: Path) -> set[str]:
-    """The modules that a file imports, at its top or within a function; of a package's parts, each part."""
+    """Return the modules that a file imports, also within functions. For parts of a package: each part."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -33,12 +33,13 @@ def imports(path: Path) -> set[str]:
 
 
 def module_file(name: str) -> Path | None:
-    """The file of one of our modules; None if it is no module of ours."""
+    """Return the file of one of our modules, or None for any other module."""
     path = ROOT / name.replace(".", "/")
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
 def of(name: str, *packages: str) -> bool:
+    """Return whether a module is one of the packages or within one."""
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
@@ -49,13 +50,13 @@ APP = {
 
 
 def test_the_build_imports_the_engine_only() -> None:
-    """The engine needs nothing else of app/: an edit of the server or of a route proves no model anew."""
+    """build/ uses only app.engine of app/, so that an edit of the server or of a route does not rerun the proof."""
     used = {name for path in ROOT.glob("build/**/*.py") for name in imports(path) if of(name, "app")}
     assert used and [name for name in used if not of(name, "app.engine")] == []
 
 
 def test_the_engine_knows_no_server() -> None:
-    """It imports its own parts, app.errors and numerical packages: neither Flask, nor Gunicorn, nor gevent."""
+    """The engine imports its own parts, app.errors and numerical packages: no Flask, Gunicorn or gevent."""
     allowed = {*sys.stdlib_module_names, "numpy", "onnxruntime", "tokenizers", "msgspec"}
     for module, path in APP.items():
         if of(module, "app.engine"):
@@ -65,11 +66,12 @@ def test_the_engine_knows_no_server() -> None:
 
 
 def test_the_errors_are_pure() -> None:
+    """app/errors.py imports the standard library only."""
     assert [name for name in imports(APP["app.errors"]) if name.split(".")[0] not in sys.stdlib_module_names] == []
 
 
 def test_the_engine_runs_without_the_rest(tmp_path: Path) -> None:
-    """app/engine/ and app/errors.py are all that the Dockerfile copies for the proof; they need no server's package."""
+    """app/engine/ and app/errors.py, which the Dockerfile copies for the proof, run without the server's packages."""
     shutil.copytree(ROOT / "app/engine", tmp_path / "app/engine", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "app/errors.py", tmp_path / "app")
     hide = "import sys; sys.modules.update(dict.fromkeys(['flask', 'gunicorn', 'gevent', 'orjson']))"
@@ -81,7 +83,7 @@ def test_the_engine_runs_without_the_rest(tmp_path: Path) -> None:
 
 
 def test_only_the_server_knows_gunicorn_and_gevent() -> None:
-    """They are in app/server/ and gunicorn.conf.py alone, but for Gunicorn's logger, which app/logs.py extends."""
+    """Only app/server/ and gunicorn.conf.py import Gunicorn and gevent; app/logs.py extends Gunicorn's logger."""
     for module, path in APP.items():
         used = {name for name in imports(path) if of(name, "gunicorn", "gevent", "greenlet")}
         allowed = {"gunicorn.glogging"} if module == "app.logs" else set()
@@ -89,6 +91,6 @@ def test_only_the_server_knows_gunicorn_and_gevent() -> None:
 
 
 def test_imports_have_no_circle() -> None:
-    """Within app/ each module imports what is below it only."""
+    """The imports within app/ have no circle."""
     below = {module: {name for name in imports(path) if name in APP} - {module} for module, path in APP.items()}
     tuple(graphlib.TopologicalSorter(below).static_order())

@@ -1,4 +1,4 @@
-"""The locks and .dockerignore fit to the requirements and to the Dockerfile."""
+"""The locks agree with the requirements, and .dockerignore with the Dockerfile."""
 
 import re
 
@@ -19,12 +19,13 @@ def test_locks(name: str) -> None:
 
 
 def lines(name: str) -> list[str]:
+    """Return the lines of a file of requirements, without comments."""
     text = (ROOT / "requirements" / name).read_text()
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def test_the_images_build_sees_only_what_it_copies() -> None:
-    """What .dockerignore lets in is what the Dockerfile copies, so that an edit of anything else rebuilds nothing."""
+    """.dockerignore admits what the Dockerfile copies and nothing else, so that other edits rebuild nothing."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     assert [line for line in lines if not line.startswith("#")][0] == "*"
     let_in = {path for line in lines if line.startswith("!") for path in ROOT.glob(line[1:])}

@@ -1,4 +1,4 @@
-"""openapi.yml documents what the routes take, field by field."""
+"""openapi.yml documents the request bodies and parameters of the routes, field by field."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from app.routes.body import TextList
 from tests.support import ROOT
 
 OPENAPI = yaml.safe_load((ROOT / "app/openapi.yml").read_text())
-# The greatest token id is the model's; openapi.yml has none.
+# Limit of token ids: it depends on the model, so openapi.yml has none.
 ID_TYPES: Any = tei.ids_types(2**40)
 EMBED: Any = tei.Embed
 DECODE: Any = tei.Decode
@@ -30,7 +30,7 @@ BODIES: dict[str, list[Any]] = {
 
 
 def alternatives(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[Any]:
-    """The types that a schema of OpenAPI or JSON Schema allows, with their limits, in a form that can be compared."""
+    """Yield the types that a schema (OpenAPI or JSON Schema) allows, with their limits, in a comparable form."""
     while "$ref" in schema:
         path, schema = schema["$ref"].split("/")[1:], root
         for name in path:
@@ -58,7 +58,7 @@ def alternatives(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[Any]:
 
 
 def members(schemas: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
-    """Field -> whether it is required and what it may be, in one of several objects; and what other fields may be."""
+    """Return whether each field is required, and its types in any of several objects; also for other fields."""
     found: dict[str, Any] = {}
     for schema, root in schemas:
         ((kind, others, properties),) = alternatives(schema, root)
@@ -101,5 +101,5 @@ def test_every_body_is_compared() -> None:
 
 
 def test_version() -> None:
-    """GET / and openapi.yml tell the same version."""
+    """GET / and openapi.yml have the same version."""
     assert OPENAPI["info"]["version"] == routes.VERSION

@@ -119,7 +119,9 @@ def test_7_max_length(start: Start, full_size_model: Path, reference: Any) -> No
     assert cosines(quantized["vectors"], expected).min() >= verify.INT8_COSINE["min"]
 
 
-@pytest.mark.parametrize("document", ["README.md", "README.ja.md", "docs/api.md", "docs/ja/api.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "README.ja.md", "docs/api.md", "docs/ja/api.md", "docs/models.md", "docs/ja/models.md"]
+)
 def test_the_documented_requests(int8: Server, document: str) -> None:
     """Every curl of the documents, word by word, gives vectors."""
     text = (ROOT / document).read_text().replace("localhost:8080", int8.url.removeprefix("http://"))
