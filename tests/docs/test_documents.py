@@ -1,5 +1,6 @@
 """The documents agree with the code: settings, options, routes, limits, links; in both languages."""
 
+import json
 import re
 from collections import Counter
 from dataclasses import fields
@@ -124,6 +125,19 @@ def test_the_gate(document: str) -> None:
     table = read(document).split("\n| | FP32 | INT8 |\n")[1].split("\n\n")[0]
     cells = [cell for row in table.splitlines()[1:] for cell in row.strip("| ").split("|")[1:]]
     assert [float(cell) for cell in cells if cell.strip()] == gate
+
+
+@pytest.mark.parametrize("document", MODELS)
+def test_speeds_by_cpu(document: str) -> None:
+    """The page on models has the figures of a file in docs/bench/ for each CPU in its table."""
+    results = [json.loads(file.read_text()) for file in ROOT.glob("docs/bench/*.json")]
+    measured = [
+        [f"{result['engine']['int8']:.0f}", *(f"{result['http'][name]:.0f}" for name in ("clients_32", "batches"))]
+        + [f"{result['http']['one_client_p50']:.1f}"]
+        for result in results
+    ]
+    shown = [[cell.split()[0] for cell in cells[:4]] for name, cells in rows(document).items() if "AVX-512" in name]
+    assert shown and [figures for figures in shown if figures not in measured] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
