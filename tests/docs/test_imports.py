@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import ROOT
 
 
@@ -43,10 +45,13 @@ def of(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-APP = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted(ROOT.glob("app/**/*.py"))
-}
+def modules(folder: str) -> dict[str, Path]:
+    """Return the modules of a folder: name -> file."""
+    paths = sorted(ROOT.glob(f"{folder}/**/*.py"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+APP = modules("app")
 
 
 def test_the_build_imports_the_engine_only() -> None:
@@ -76,10 +81,21 @@ def test_the_engine_runs_without_the_rest(tmp_path: Path) -> None:
     shutil.copy(ROOT / "app/errors.py", tmp_path / "app")
     hide = "import sys; sys.modules.update(dict.fromkeys(['flask', 'gunicorn', 'gevent', 'orjson']))"
     subprocess.run([sys.executable, "-c", f"{hide}; import app.engine.encoder"], cwd=tmp_path, check=True)
-    assert re.findall(r"^COPY (app/.+) app/\S*$", (ROOT / "Dockerfile").read_text(), re.M) == [
-        "app/engine",
+    copied = re.findall(r"^COPY (app/.+) app/\S*$", (ROOT / "Dockerfile").read_text(), re.M)
+    assert copied == [
         "app/errors.py",
+        "app/engine/__init__.py app/engine/manifest.py app/engine/unigram.py",
+        "app/engine",
     ]
+
+
+def test_export_and_quantization_need_three_files_of_the_engine(tmp_path: Path) -> None:
+    """They run with only the files that the Dockerfile copies for them: an edit of others does not rerun them."""
+    shutil.copytree(ROOT / "build", tmp_path / "build", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "app/engine").mkdir(parents=True)
+    for name in ("errors", "engine/__init__", "engine/manifest", "engine/unigram"):
+        shutil.copy(ROOT / f"app/{name}.py", tmp_path / f"app/{name}.py")
+    subprocess.run([sys.executable, "-c", "import build.export_onnx, build.quantize"], cwd=tmp_path, check=True)
 
 
 def test_only_the_server_knows_gunicorn_and_gevent() -> None:
@@ -90,7 +106,9 @@ def test_only_the_server_knows_gunicorn_and_gevent() -> None:
         assert used <= allowed or of(module, "app.server"), module
 
 
-def test_imports_have_no_circle() -> None:
-    """The imports within app/ have no circle."""
-    below = {module: {name for name in imports(path) if name in APP} - {module} for module, path in APP.items()}
+@pytest.mark.parametrize("folder", ["app", "build"])
+def test_imports_have_no_circle(folder: str) -> None:
+    """The imports within a folder have no circle."""
+    paths = modules(folder)
+    below = {module: {name for name in imports(path) if name in paths} - {module} for module, path in paths.items()}
     tuple(graphlib.TopologicalSorter(below).static_order())
