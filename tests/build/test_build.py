@@ -188,7 +188,7 @@ def test_unsupported_module(tmp_path: Path, tiny_source: Path, capsys: pytest.Ca
 
 
 def test_a_broken_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What sentence-transformers cannot load is one error, not a stack trace."""
+    """A model that sentence-transformers cannot load gives one line of error, not a stack trace."""
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "modules.json").write_text("[")
@@ -318,7 +318,7 @@ def test_a_killed_build_is_not_served(tiny_model: Path, tmp_path: Path, last: st
 
 
 def test_pairwise_difference_is_of_similarities() -> None:
-    """Of three vectors' similarities 0, 0, 1 against 1, 1, 1 the mean difference is 2/3."""
+    """Three vectors with the similarities 0, 0, 1 against 1, 1, 1 have the mean difference 2/3."""
     a = np.array([[1, 0], [0, 1], [0, 1]], np.float32)
     assert similarity.pairwise_difference(a, np.ones((3, 2), np.float32)) == pytest.approx(2 / 3)
 
@@ -333,7 +333,7 @@ def test_translation_accuracy_is_of_both_directions() -> None:
 
 
 def test_neighbour_overlap_leaves_out_the_text_itself() -> None:
-    """Of two pairs of near vectors; in the second set one vector has gone over to the other pair."""
+    """The overlap falls when one vector of two near pairs moves to the other pair."""
     a = np.array([[1, 0], [9, 1], [0, 1], [1, 9]], np.float32)
     assert similarity.neighbour_overlap(a, 7 * a, nearest=1) == 1
     b = np.array([[1, 0], [9, 1], [9, 2], [1, 9]], np.float32)

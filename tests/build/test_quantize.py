@@ -78,7 +78,7 @@ def test_rounding_keeps_the_pair_rule_and_uses_more_than_seven_bits(inputs: int)
 
 
 def test_rounding_serves_the_outputs_not_the_weights() -> None:
-    """Where inputs are correlated the outputs err less than with weights rounded one by one."""
+    """With correlated inputs, GPTQ's outputs have a smaller error than those of weights rounded one by one."""
     random = np.random.default_rng(1)
     x = (random.standard_normal((2000, 8)) @ random.standard_normal((8, 96))).astype(np.float32)
     weight = random.standard_normal((96, 40)).astype(np.float32)
@@ -156,7 +156,7 @@ def test_weights_of_a_model_keep_the_pair_rule(full_size_model: Path) -> None:
 def test_a_model_too_hard_for_int8_gets_layers_in_fp32(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no form of INT8 is near enough layers go to FP32, the ones that help most first."""
+    """If no form of INT8 is exact enough, layers are computed in FP32, those with the largest gain first."""
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
     easy = quantize.quantize(tmp_path)
     assert ", 0 are in FP32" in easy
@@ -187,7 +187,7 @@ def test_odd_sizes(tmp_path: Path, sizes: dict[str, Any]) -> None:
 
 
 def test_vectors_close_together_do_not_send_every_layer_to_fp32(tiny_model: Path, tmp_path: Path) -> None:
-    """Where texts differ little less error is allowed, and the table of words keeps to its share of that."""
+    """If the texts' vectors lie close together, less error is allowed, also to the table of words."""
     path = tmp_path / "model_fp32.onnx"
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
     model = onnx.load(path)

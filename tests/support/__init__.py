@@ -1,4 +1,4 @@
-"""What the tests of several levels share: servers, requests, models, stand-ins for other services."""
+"""Shared helpers of the tests: servers, requests, models, stand-ins for other services."""
 
 from pathlib import Path
 

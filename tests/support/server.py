@@ -38,7 +38,7 @@ class Server:
 
     @property
     def output(self) -> str:
-        """What it has written so far."""
+        """Output so far."""
         # not read(), which would move the place where the server writes
         file = self._output.fileno()
         return os.pread(file, os.fstat(file).st_size, 0).decode()

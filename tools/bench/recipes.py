@@ -134,7 +134,7 @@ def print_recipes(folder: Path, source: str, scratch: Path) -> None:
 
 
 def same(here: Matrix, older: Matrix) -> str:
-    """How many vectors have the same bits on both CPUs and, where not all have, the least cosine of the two."""
+    """Return the share of vectors with the same bits on both CPUs and, if below all, the least cosine of the two."""
     share = float(np.mean([np.array_equal(a, b) for a, b in zip(here, older, strict=True)]))
     return "all" if share == 1 else f"{share:.0%}, {cosines(here, older).min():.5f}"
 
@@ -292,7 +292,7 @@ def chosen_file(folder: Path, scratch: Path) -> Path:
 
 
 def chosen_layers(file: Path, network: Network) -> tuple[Table, dict[str, Linear | QuantizedLinear]]:
-    """What graph.write() was given, read back from what it wrote."""
+    """Return the arguments of graph.write(), read back from the file that it wrote."""
     model = onnx.load(file)
     seen = hashlib.sha256("\n".join(text for lines in calibration().values() for text in lines).encode()).hexdigest()
     if {item.key: item.value for item in model.metadata_props}.get("calibration_sha256") != seen:
@@ -506,7 +506,7 @@ def files_of(recipes: list[Recipe]) -> list[tuple[str, bool]]:
 
 
 class Job(NamedTuple):
-    """What a process does: measure the `speed`, compute the `vectors`, write a `profile`. files: file, plain."""
+    """Run as a worker process: measure the `speed`, compute the `vectors`, write a `profile`. files: file, plain."""
 
     task: str
     seed: int
@@ -596,7 +596,7 @@ def relative_speeds(runs: Mapping[int, Callable[[Ids], Floats]], ids: list[Ids])
 
 
 def print_profile(folder: Path, tokens: int, scratch: Path) -> None:
-    """Which operators take the time of one short text, by ONNX Runtime's profiler."""
+    """Print the operators that take the time of one short text, by ONNX Runtime's profiler."""
     network = graph.read(folder / FP32)
     file = chosen_file(folder, scratch)
     columns = [profiled(file, tokens, scratch, None)]
@@ -637,7 +637,7 @@ def profiled(file: Path, tokens: int, scratch: Path, environ: Mapping[str, str] 
 
 
 def label_of(operator: str, name: str) -> str:
-    """What a node is for: where it is in the layer, too, for matrix products."""
+    """Return the purpose of a node, and for matrix products its place in the layer."""
     kind = next((kind for kind in graph.LINEARS if f".{kind}." in name), "")
     if operator in ("DynamicQuantizeMatMul", "Gemm", "MatMul", "FusedMatMul", "Mul"):
         return f"{operator}: {kind}" if kind else f"{operator}: attention" if "layers." in name else operator
