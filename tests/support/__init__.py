@@ -1,4 +1,4 @@
-"""What the tests of several levels share: servers, requests, models, stand-ins for other services."""
+"""Helpers that several levels of tests share: servers, requests, failures, models, stand-ins for other services."""
 
 from pathlib import Path
 

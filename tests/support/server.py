@@ -1,5 +1,6 @@
 """A real Gunicorn on a free port."""
 
+import fcntl
 import os
 import random
 import shutil
@@ -24,7 +25,7 @@ START_SECONDS = 60
 class Server:
     """A real Gunicorn with this repository's gunicorn.conf.py.
 
-    Its output goes into a file, since a full pipe that nobody reads would hold it up; is_quiet: nowhere.
+    Output goes into a file, since a full pipe that nobody reads would block the server. is_quiet: it goes nowhere.
     """
 
     def __init__(self, environ: dict[str, str], *, is_quiet: bool = False) -> None:
@@ -38,7 +39,7 @@ class Server:
 
     @property
     def output(self) -> str:
-        """What it has written so far."""
+        """Output so far."""
         # not read(), which would move the place where the server writes
         file = self._output.fileno()
         return os.pread(file, os.fstat(file).st_size, 0).decode()
@@ -58,24 +59,24 @@ class Server:
         raise AssertionError(f"the server is not ready: {self.stop()}")
 
     def workers(self) -> list[int]:
-        """The worker processes' ids."""
+        """Return the ids of the worker processes."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 
     def stop(self) -> str:
-        """Stop it as an operator does; its output."""
+        """Stop the server as an operator does, and return its output."""
         self.process.terminate()
         return self.wait(30)
 
     def wait(self, seconds: float) -> str:
-        """Its output, when it has ended."""
+        """Wait until the server has ended, and return its output."""
         self.process.wait(seconds)
         output = self.output
         self._output.close()
         return output
 
     def kill(self) -> None:
-        """End it at once, and take away what it could not."""
+        """End the server at once, and remove what it could not."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -83,21 +84,32 @@ class Server:
         shutil.rmtree(f"/dev/shm/embedding-metrics-{self.process.pid}", ignore_errors=True)
 
     def output_of_failed_boot(self) -> str:
-        """Its output, when it must end by itself."""
+        """Return the output of a server that must end by itself."""
         return self.wait(START_SECONDS)
 
 
 VARIABLES = {name.upper() for name in Settings.__dataclass_fields__}
 
 
+# Ports that this process has chosen; another process sees them as locked bytes of a file, byte 1 for port 1.
+_reserved: set[int] = set()
+_reservations = Path(tempfile.gettempdir(), f"embedding-api-ports-{os.getuid()}").open("a")
+
+
 def free_port() -> int:
-    """A port that nobody listens on and no client has: ended connections keep theirs, above these, for a minute."""
+    """Return a port that nobody listens on and no other test is about to use.
+
+    Ended connections keep theirs, which are above these, for a minute.
+    """
     while True:
         port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("0.0.0.0", port))
-            return port
+        with suppress(OSError), socket.socket() as probe:
+            if port not in _reserved:
+                fcntl.lockf(_reservations, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+                _reserved.add(port)
+                probe.bind(("0.0.0.0", port))
+                return port
 
 
-# start(NAME="value", …) of the fixture of that name.
+# Type of the fixture `start`: start(NAME="value", …) starts a server.
 Start = Callable[..., Server]
