@@ -47,7 +47,7 @@ def test_post_answers_many_vectors_in_order(client: FlaskClient, tiny_encoder: E
 
 @pytest.mark.parametrize("where", ["query", "body"])
 def test_options_in_the_query_or_the_body(client: FlaskClient, tiny_encoder: Encoder, where: str) -> None:
-    """dimensions cuts, normalize then scales to length 1, base64 is little-endian float32."""
+    """dimensions cuts the vector, normalize then scales it to length 1, and base64 is little-endian float32."""
     options: dict[str, Any] = {"normalize": True, "dimensions": 5, "encoding_format": "base64", "prompt_name": "query"}
     query = "?" + "&".join(f"{name}={value}" for name, value in options.items())
     texts = ["cat", "mat"]

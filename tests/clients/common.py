@@ -1,4 +1,4 @@
-"""What the tests of client libraries share: texts, expected vectors, a full queue, OpenAI's client."""
+"""Helpers of the tests of client libraries: texts, expected vectors, a full queue, OpenAI's client."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -43,7 +43,7 @@ def test_a_table_of_texts_becomes_a_table_of_vectors(server: Server) -> None:
 
 
 def test_retries(server: Server) -> None:
-    """Where one request may wait and eight come at once, some get 429, and every row has its vector in the end."""
+    """Some of eight simultaneous requests get 429 where one may wait, and every row has its vector in the end."""
     query = bigquery(server, rows=500, threads=8)
     for turn in range(10):
         # no text twice: cached texts need no slot

@@ -43,7 +43,7 @@ def busy(start: Start, tiny_model: Path) -> Server:
 
 
 def check_http_request(line: Line, method: str, url: str, status: int, request_bytes: int, answer: bytes) -> None:
-    """https://cloud.google.com/logging/docs/reference/v2/rest/v2/LogEntry#HttpRequest"""
+    """Check https://cloud.google.com/logging/docs/reference/v2/rest/v2/LogEntry#HttpRequest and the message."""
     found = dict(line["httpRequest"])
     assert re.fullmatch(r"\d+\.\d+s", found["latency"])
     assert float(found.pop("latency")[:-1]) == pytest.approx(line["ms"]["total"] / 1e3, abs=1e-5)

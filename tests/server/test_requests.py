@@ -1,4 +1,4 @@
-"""How a real server reads requests: in parts, in pipelines, with Expect, in two workers."""
+"""Reading of requests by a real server: in parts, in pipelines, with Expect, in two workers."""
 
 import json
 import os

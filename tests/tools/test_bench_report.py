@@ -101,7 +101,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def block(root: Path, document: str) -> str:
-    name = "one_cpu" if document.endswith("scaling.md") else "bench"
+    name = "one_cpu" if document.endswith("capacity.md") else "bench"
     text = (root / document).read_text(encoding="utf-8")
     return text.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
 
