@@ -41,7 +41,8 @@ model: $(venv)/.runtime $(venv)/.build
 	@$(bin)/python -m build $(build_args)
 
 test: $(venv)/.runtime $(venv)/.build $(venv)/.test
-	$(bin)/python -m pytest -n 4
+	$(bin)/python -m pytest -n 4 -m 'not alone'
+	$(bin)/python -m pytest -m alone
 
 image:
 	$(CONTAINER_BUILD) -t $(IMAGE) $(image_args) .

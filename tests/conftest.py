@@ -20,13 +20,8 @@ LEVELS = ["unit", "api", "requirements", "docs", "deploy", "build", "tools", "se
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the tests by level; within one, those of the full-size model and of the browser come last."""
-
-    def order(item: pytest.Item) -> tuple[int, bool, bool]:
-        level = item.path.relative_to(ROOT / "tests").parts[0]
-        return LEVELS.index(level), bool(item.get_closest_marker("full_size")), bool(item.get_closest_marker("browser"))
-
-    items.sort(key=order)
+    """Sort the tests by level."""
+    items.sort(key=lambda item: LEVELS.index(item.path.relative_to(ROOT / "tests").parts[0]))
 
 
 @pytest.fixture(scope="session")

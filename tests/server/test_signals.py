@@ -40,6 +40,7 @@ def test_sigterm(start: Start, tiny_model: Path) -> None:
     assert "SIGABRT" not in output and "Traceback" not in output
 
 
+@pytest.mark.alone
 def test_sigterm_under_load(start: Start, tiny_model: Path) -> None:
     """Under load SIGTERM ends the server within 8 seconds: each request that was sent is answered, a long one by 503.
 
@@ -137,6 +138,7 @@ def test_kill_of_one_worker_under_load(start: Start, tiny_model: Path) -> None:
     assert max(lost.values(), default=0) <= 1
 
 
+@pytest.mark.alone
 def test_sigterm_with_a_full_queue(start: Start, tiny_model: Path) -> None:
     """SIGTERM with idle connections, half requests and 500 queued requests: all are answered within 8 seconds."""
     server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1, CACHE_SIZE=0).wait_until_ready()

@@ -11,7 +11,7 @@ from tests.support.http import repeat_in_threads
 from tests.support.server import Server
 
 # Longest time that a good client may wait, seconds: generous, for a busy machine.
-PATIENCE = 5
+PATIENCE = 10
 HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
