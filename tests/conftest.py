@@ -1,6 +1,6 @@
 """Shared fixtures: a tiny real model, the full-size stand-in, real servers on free ports, and a browser."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,7 +70,7 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture(scope="session")
-def shared_server(tiny_model: Path) -> Iterator[Callable[..., Server]]:
+def shared_server(tiny_model: Path) -> Iterator[Start]:
     """shared_server(NAME="value", …) returns a ready server on the tiny model that all modules use together.
 
     For tests that leave it as it is, and don't count its requests. The server with equal variables is started once.

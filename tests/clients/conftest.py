@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from tests import clients
 from tests.clients import python_client
 from tests.clients.common import KEY
-from tests.support.server import Server
+from tests.support.server import Server, Start
 
 is_watched = False
 
@@ -43,19 +43,19 @@ def here_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 
 
 @pytest.fixture
-def server(shared_server: Callable[..., Server]) -> Server:
+def server(shared_server: Start) -> Server:
     """At most 8 texts and 20,000 bytes."""
     return shared_server(MAX_TEXTS=8, MAX_BODY_BYTES=20_000)
 
 
 @pytest.fixture
-def guarded(shared_server: Callable[..., Server]) -> Server:
+def guarded(shared_server: Start) -> Server:
     """Two API keys, one of them KEY."""
     return shared_server(API_KEY=f"sk-first,{KEY}")
 
 
 @pytest.fixture
-def small_queue(shared_server: Callable[..., Server]) -> Server:
+def small_queue(shared_server: Start) -> Server:
     """One slot, and one request may wait. Rejections are not logged, since there are thousands."""
     return shared_server(CPUS=1, MAX_QUEUE=1, MAX_TEXTS=100_000, LOG_LEVEL="error")
 

@@ -1,7 +1,7 @@
 """API keys, CORS and the headers of every answer, as a real server sends them."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -149,7 +149,7 @@ def test_a_preflight_does_not_wait(server: Server) -> None:
             assert answer.status == 200 and answer.headers["access-control-allow-origin"] == ORIGIN
 
 
-def test_a_large_body_that_is_not_read(shared_server: Callable[..., Server]) -> None:
+def test_a_large_body_that_is_not_read(shared_server: Start) -> None:
     """A refused body of 200 KB closes the connection with notice, so that the client's next request is not lost."""
     server = shared_server(API_KEY=KEYS)
     with requests.Session() as session:

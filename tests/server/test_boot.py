@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,7 @@ def test_a_max_length_over_the_model(start: Start, tiny_model: Path) -> None:
     assert reason == "Error: MAX_LENGTH is 512, over the model's 128 positions; set it to 128 or less."
 
 
-def test_a_busy_port(start: Start, tiny_model: Path, shared_server: Callable[..., Server]) -> None:
+def test_a_busy_port(start: Start, tiny_model: Path, shared_server: Start) -> None:
     """A port in use is named, with the remedy."""
     server = shared_server()
     reason = boot_failure(start(MODEL_DIR=tiny_model, MAX_LENGTH=64, PORT=server.port))

@@ -1,7 +1,7 @@
 """GET /docs in a real browser: it shows every route, runs them, and sends requests to this server only."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def server(shared_server: Callable[..., Server]) -> Server:
+def server(shared_server: Start) -> Server:
     return shared_server()
 
 
@@ -120,7 +120,7 @@ def test_a_page_of_another_origin(browser: Browser, start: Start, tiny_model: Pa
         page.close()
 
 
-def test_docs_with_a_key(browser: Browser, shared_server: Callable[..., Server]) -> None:
+def test_docs_with_a_key(browser: Browser, shared_server: Start) -> None:
     """The page opens without a key, asks for one, and sends it; its own policy blocks none of this."""
     server = shared_server(API_KEY=KEYS)
     page = browser.new_page()

@@ -5,8 +5,9 @@ import select
 import socket
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ from tests.support.server import Server, Start
 @pytest.fixture(scope="module")
 def small_queue(start: Start, tiny_model: Path) -> Server:
     """One slot, and two requests may wait."""
-    return start(MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1, MAX_QUEUE=2, MAX_TEXTS=100_000).wait_until_ready()
+    return start(
+        MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1, MAX_QUEUE=2, MAX_TEXTS=100_000, CACHE_SIZE=0
+    ).wait_until_ready()
 
 
 def test_overload(small_queue: Server) -> None:
@@ -32,7 +35,7 @@ def test_overload(small_queue: Server) -> None:
     statuses: Counter[int] = Counter()
 
     def client() -> None:
-        response = requests.post(url, json={"texts": LARGE_BATCH}, timeout=60)
+        response = requests.post(url, json={"texts": LARGE_BATCH[:2000]}, timeout=60)
         statuses[response.status_code] += 1
         if response.ok:
             assert response.json()["vectors"][0] == first
@@ -70,30 +73,37 @@ def fill_queue(server: Server, stack: ExitStack) -> list[socket.socket]:
     raise AssertionError("the queue is never full")
 
 
+@contextmanager
+def rejected(server: Server, request: bytes) -> Iterator[socket.socket]:
+    """Send a request that gets 429, and yield its connection when the queue is empty again."""
+    for _ in range(10):  # on a busy machine the queue may be empty again before the request arrives
+        with ExitStack() as stack:
+            busy = fill_queue(server, stack)
+            connection = stack.enter_context(connect(server))
+            connection.sendall(request)
+            status = read_answer(connection).status
+            assert [read_answer(other).status for other in busy] == [200] * 2
+            if status == 429:
+                yield connection
+                return
+    raise AssertionError("no request is rejected")
+
+
 @pytest.mark.parametrize("head", ["", "Connection: close\r\n"])
 def test_a_refused_connection_can_be_used_again(small_queue: Server, head: str) -> None:
     """A 429 does not close a kept-alive connection, unless the client asks for it."""
-    with ExitStack() as stack:
-        busy = fill_queue(small_queue, stack)
-        refused = stack.enter_context(connect(small_queue))
-        refused.sendall(embed_request(["cat"], head=head))
-        assert read_answer(refused).status == 429
-        assert [read_answer(connection).status for connection in busy] == [200] * 2
+    with rejected(small_queue, embed_request(["cat"], head=head)) as connection:
         if head:
-            assert refused.recv(1) == b""
+            assert connection.recv(1) == b""
         else:
-            refused.sendall(embed_request(["cat"]))
-            assert read_answer(refused).status == 200
+            connection.sendall(embed_request(["cat"]))
+            assert read_answer(connection).status == 200
 
 
 def test_a_large_body_is_refused_before_it_is_received(small_queue: Server) -> None:
     """A client gets 429 before it has sent its whole body."""
-    with ExitStack() as stack:
-        busy = fill_queue(small_queue, stack)
-        refused = stack.enter_context(connect(small_queue))
-        refused.sendall(embed_request(["cat"], length=1_000_000))
-        assert read_answer(refused).status == 429
-        assert [read_answer(connection).status for connection in busy] == [200] * 2
+    with rejected(small_queue, embed_request(["cat"], length=1_000_000)) as connection:
+        assert connection.recv(1) == b""
 
 
 def test_large_bodies_all_at_once(start: Start, tiny_model: Path) -> None:
@@ -180,7 +190,7 @@ def test_too_many_connections(start: Start, tiny_model: Path) -> None:
     with ExitStack() as stack:
         kinds: dict[str, list[socket.socket]] = {}
         for kind, data in {
-            "served": embed_request([f"{n}" for n in range(30_000)]),
+            "served": embed_request([f"{n}" for n in range(20_000)]),
             "body": embed_request([], length=99),
             "head": HEALTH[:20],
             "idle": HEALTH,
@@ -207,6 +217,6 @@ def test_too_many_connections(start: Start, tiny_model: Path) -> None:
         for connection in kinds["served"]:
             connection.settimeout(60)
             answer = read_answer(connection)
-            assert (answer.status, answer.json.get("count")) == (200, 30_000), answer.body
+            assert (answer.status, answer.json.get("count")) == (200, 20_000), answer.body
     wait_until_idle(server)
     assert "Traceback" not in server.output

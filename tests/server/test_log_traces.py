@@ -1,24 +1,22 @@
 """The log joins the trace of the client or of Google's front end."""
 
-from collections.abc import Callable
-
 import pytest
 
 from tests.support.http import ask
 from tests.support.log import SPAN, TRACE, get_request, line_of
-from tests.support.server import Server
+from tests.support.server import Server, Start
 
 PROJECT = "my-project"
 
 
 @pytest.fixture(scope="module")
-def server(shared_server: Callable[..., Server]) -> Server:
+def server(shared_server: Start) -> Server:
     """A server that knows its project."""
     return shared_server(GOOGLE_CLOUD_PROJECT=PROJECT)
 
 
 @pytest.fixture(scope="module")
-def no_project(shared_server: Callable[..., Server]) -> Server:
+def no_project(shared_server: Start) -> Server:
     return shared_server()
 
 

@@ -49,7 +49,7 @@ def first(server: Server) -> Scrape:
 
 
 @pytest.fixture(scope="module")
-def alone(start: Start, tiny_model: Path) -> Server:
+def one_worker(start: Start, tiny_model: Path) -> Server:
     return start(MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1).wait_until_ready()
 
 
@@ -124,19 +124,19 @@ def test_counts_of_all_workers(server: Server, first: Scrape) -> None:
     assert sum(stages.values()) <= after("embedding_request_seconds_sum", route="/embed")
 
 
-def test_counts_of_computed_texts(alone: Server) -> None:
+def test_counts_of_computed_texts(one_worker: Server) -> None:
     """Cached and truncated texts are counted, and requests that compute nothing are in no stage."""
-    requests.post(f"{alone.url}/embed", json={"texts": ["cat", "cat", "a " * 100, "mat"]}, timeout=30)
-    requests.post(f"{alone.url}/v1/embeddings", json={"input": ["cat", "mat", "sat"]}, timeout=30)
-    requests.post(f"{alone.url}/embed", json={"inputs": [[5] * 100]}, timeout=30)
-    requests.post(f"{alone.url}/bigquery", json={"calls": [["cat"], [None], ["sat"]]}, timeout=30)
+    requests.post(f"{one_worker.url}/embed", json={"texts": ["cat", "cat", "a " * 100, "mat"]}, timeout=30)
+    requests.post(f"{one_worker.url}/v1/embeddings", json={"input": ["cat", "mat", "sat"]}, timeout=30)
+    requests.post(f"{one_worker.url}/embed", json={"inputs": [[5] * 100]}, timeout=30)
+    requests.post(f"{one_worker.url}/bigquery", json={"calls": [["cat"], [None], ["sat"]]}, timeout=30)
     for path, body in {"/tokenize": {"inputs": "a"}, "/decode": {"ids": [5]}, "/embed": {"texts": [1]}}.items():
-        requests.post(f"{alone.url}{path}", json=body, timeout=30)
-    requests.post(f"{alone.url}/bigquery", json={"calls": [[None]]}, timeout=30)
+        requests.post(f"{one_worker.url}{path}", json=body, timeout=30)
+    requests.post(f"{one_worker.url}/bigquery", json={"calls": [[None]]}, timeout=30)
     for path in ("/health", "/", "/docs", "/v1/models/tiny", "/v1/models/a/b/c", "/docs/assets/nope"):
-        requests.get(f"{alone.url}{path}", timeout=30)
+        requests.get(f"{one_worker.url}{path}", timeout=30)
     scrape = wait_for(
-        alone, lambda scrape: scrape("embedding_requests_total", route="/docs/assets/<path:filename>") == 1
+        one_worker, lambda scrape: scrape("embedding_requests_total", route="/docs/assets/<path:filename>") == 1
     )
     counted = {name: scrape(f"embedding_{name}_total") for name in ("texts", "truncated_texts", "cache_hits")}
     assert counted == {"texts": 4 + 3 + 1 + 2, "truncated_texts": 2, "cache_hits": 2 + 2}
@@ -146,17 +146,17 @@ def test_counts_of_computed_texts(alone: Server) -> None:
     assert scrape("embedding_requests_total", method="POST", route="/embed", status="400") == 1
 
 
-def test_labels_stay_few(alone: Server) -> None:
+def test_labels_stay_few(one_worker: Server) -> None:
     """Unknown paths and methods and malformed requests share one route and one method."""
-    requests.get(f"{alone.url}/nope", timeout=30)
-    before = wait_for(alone, lambda scrape: "nope" not in str(scrape.values))
+    requests.get(f"{one_worker.url}/nope", timeout=30)
+    before = wait_for(one_worker, lambda scrape: "nope" not in str(scrape.values))
 
     for n in range(200):
-        ask(alone, f"GET /nope/{n}?{n} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        ask(alone, f"NOPE{n}-{n} /embed/{n} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        ask(alone, f"DELETE /v1/models/{n} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        ask(alone, f"GET /{n}\x01 HTTP/1.{n}\r\n\r\n")
-    after = wait_for(alone, lambda scrape: scrape("embedding_requests_total", route="other") >= 800)
+        ask(one_worker, f"GET /nope/{n}?{n} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        ask(one_worker, f"NOPE{n}-{n} /embed/{n} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        ask(one_worker, f"DELETE /v1/models/{n} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        ask(one_worker, f"GET /{n}\x01 HTTP/1.{n}\r\n\r\n")
+    after = wait_for(one_worker, lambda scrape: scrape("embedding_requests_total", route="other") >= 800)
     assert after("embedding_requests_total", route="other") - before("embedding_requests_total", route="other") <= 801
     added = {series for series in after.values if series not in before.values}
     values = {dict(series[1]).get("method") for series in added} | {dict(series[1]).get("route") for series in added}

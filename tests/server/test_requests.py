@@ -6,7 +6,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,7 @@ def test_ambiguous_lengths(server: Server, head: str) -> None:
         assert connection.recv(1) == b""
 
 
-def test_expect_100_continue(shared_server: Callable[..., Server]) -> None:
+def test_expect_100_continue(shared_server: Start) -> None:
     """Expect: 100-continue, as curl sends it before large bodies, gets 100 and then the whole answer."""
     server = shared_server()
     request = embed_request(["a"] * 2000, head="Expect: 100-continue\r\n")
@@ -147,7 +146,7 @@ def test_a_slow_body(start: Start, tiny_model: Path) -> None:
         assert answer.json["error"]["message"].startswith("The body ends after ")
 
 
-def test_a_request_in_many_parts_and_several_in_one(shared_server: Callable[..., Server]) -> None:
+def test_a_request_in_many_parts_and_several_in_one(shared_server: Start) -> None:
     """A request may arrive byte by byte, and several in one packet; each is answered in order."""
     server = shared_server()
     with connect(server) as connection:
