@@ -44,7 +44,8 @@ model: $(venv)/.runtime $(venv)/.build ## build model/, if it is not up to date 
 	@$(bin)/python -m build $(build_args)
 
 test: $(venv)/.runtime $(venv)/.build $(venv)/.test ## set up what is missing, then run every test but those of the image
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest -n 4 -m 'not alone'
+	$(bin)/python -m pytest -m alone
 
 image: ## build the container image with Docker (MODEL, REVISION, EFFORT, PRECISION, mirrors)
 	$(CONTAINER_BUILD) -t $(IMAGE) $(image_args) .

@@ -1,59 +1,45 @@
-"""Shared fixtures: a tiny real model, the full-size stand-in, and real servers on free ports."""
+"""Shared fixtures: a tiny real model, the full-size stand-in, real servers on free ports, and a browser."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from flask.testing import FlaskClient
+from playwright.sync_api import Browser
 
 from app import create_app
 from app.engine.encoder import Encoder
 from app.settings import Settings
-from tests.support import ROOT
-from tests.support import tiny_model as tiny
-from tests.support.model import build, open_encoder
-from tests.support.server import Server
-
-FULL_SIZE = ROOT / ".cache/full-size"
-
+from tests.support import ROOT, cache
+from tests.support.browser import launch
+from tests.support.model import open_encoder
+from tests.support.server import Server, Start
 
 # The order of the levels: the fast ones first, since an early failure should come early.
 LEVELS = ["unit", "api", "requirements", "docs", "deploy", "build", "tools", "server", "clients", "image"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the tests by level; within one, those of the full-size model and of the browser come last."""
-
-    def order(item: pytest.Item) -> tuple[int, bool, bool]:
-        level = item.path.relative_to(ROOT / "tests").parts[0]
-        return LEVELS.index(level), bool(item.get_closest_marker("full_size")), bool(item.get_closest_marker("browser"))
-
-    items.sort(key=order)
+    """Sort the tests by level."""
+    items.sort(key=lambda item: LEVELS.index(item.path.relative_to(ROOT / "tests").parts[0]))
 
 
 @pytest.fixture(scope="session")
-def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_source() -> Path:
     """A sentence-transformers folder: a random BERT of two layers, mean pooling, two prompts."""
-    return tiny.write(tmp_path_factory.mktemp("source") / "tiny")
+    return cache.tiny_source_folder()
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model folder that `python -m build` makes of it."""
-    out = tmp_path_factory.mktemp("tiny") / "model"
-    build("--model", str(tiny_source), "--out", str(out))
-    return out
+def tiny_model() -> Path:
+    """The model folder that `python -m build` makes of the tiny source. Tests must not change it."""
+    return cache.tiny_model_folder()
 
 
 @pytest.fixture(scope="session")
 def full_size_model() -> Path:
-    """The default model's folder where the hub is out of reach: the stand-in, by --fallback.
-
-    Built once and kept, then only checked to be up to date.
-    """
-    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(FULL_SIZE.parent / "empty-hub")}
-    build("--fallback", "stand-in", "--out", str(FULL_SIZE), **hub)
-    return FULL_SIZE
+    """The model folder of the full-size stand-in. Tests must not change it."""
+    return cache.full_size_model_folder()
 
 
 @pytest.fixture(scope="session")
@@ -70,8 +56,8 @@ def client(tiny_model: Path, tiny_encoder: Encoder) -> FlaskClient:
 
 
 @pytest.fixture(scope="module")
-def start() -> Iterator[Callable[..., Server]]:
-    """start(NAME="value", …) starts a server with these variables; all are stopped at the end."""
+def start() -> Iterator[Start]:
+    """start(NAME="value", …) starts a server with these variables; all are stopped at the end of the module."""
     servers = []
 
     def started(**environ: str | Path) -> Server:
@@ -81,3 +67,31 @@ def start() -> Iterator[Callable[..., Server]]:
     yield started
     for server in servers:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def shared_server(tiny_model: Path) -> Iterator[Start]:
+    """shared_server(NAME="value", …) returns a ready server on the tiny model that all modules use together.
+
+    For tests that leave it as it is, and don't count its requests. The server with equal variables is started once.
+    """
+    servers: dict[str, Server] = {}
+
+    def shared(**environ: str | int) -> Server:
+        variables = {"MODEL_DIR": str(tiny_model), "MAX_LENGTH": "64"}
+        variables |= {name: str(value) for name, value in environ.items()}
+        key = repr(sorted(variables.items()))
+        if key not in servers:
+            servers[key] = Server(variables).wait_until_ready()
+        return servers[key]
+
+    yield shared
+    for server in servers.values():
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium. Not for the session: while it runs, asyncio.run() is impossible in this process."""
+    with launch() as launched:
+        yield launched

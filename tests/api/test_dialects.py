@@ -51,7 +51,7 @@ def from_base64(rows: list[str]) -> list[Vectors]:
 def test_the_same_floats(
     client: FlaskClient, texts: list[str], dimensions: int | None, prompt_name: str | None
 ) -> None:
-    """Whatever the texts and the options, as numbers and as base64, alone and together."""
+    """All dialects return the same floats for any texts and options, as numbers or base64, alone or together."""
     options = {"dimensions": dimensions, "prompt_name": prompt_name}
     given = {name: value for name, value in options.items() if value is not None}
     expected = native(client, texts, normalize=True, **given)
@@ -78,7 +78,7 @@ def test_the_same_floats(
 @settings(max_examples=60, deadline=None)
 @given(texts=st.lists(st.sampled_from(["cat", "the cat sat on a mat", "東京 は 日本", "", "the " * 100]), min_size=1))
 def test_tokens_are_the_texts(client: FlaskClient, texts: list[str]) -> None:
-    """/tokenize's ids have the vectors of their texts, cut like these, and /embed's counts; alone and in lists."""
+    """The ids of /tokenize have the vectors and token counts of their texts, and are truncated like them."""
     tokens = post(client, "/tokenize", {"inputs": texts})
     ids = [[token["id"] for token in row] for row in tokens]
     answer = post(client, "/embed", {"texts": texts, "normalize": True})
@@ -87,8 +87,8 @@ def test_tokens_are_the_texts(client: FlaskClient, texts: list[str]) -> None:
     assert post(client, "/", {"inputs": ids[0]}) == answer["vectors"][:1]
 
 
-def test_places_of_tokens(client: FlaskClient) -> None:
-    """start and stop cut each token out of the text; those around it have none."""
+def test_positions_of_tokens(client: FlaskClient) -> None:
+    """start and stop cut each token out of the text; special tokens have neither."""
     text = "the cat 東京"
     (tokens,) = post(client, "/tokenize", {"inputs": text})
     assert [token["text"] for token in tokens if token["special"]] == ["[CLS]", "[SEP]"]
@@ -100,8 +100,8 @@ def test_places_of_tokens(client: FlaskClient) -> None:
     assert without == [inner]
 
 
-def test_ids_to_text(client: FlaskClient) -> None:
-    """/decode gives the text again, one or many, with the special tokens if asked for."""
+def test_decode(client: FlaskClient) -> None:
+    """/decode returns the text of one or many lists of ids, with special tokens if asked for."""
     rows = [[token["id"] for token in row] for row in post(client, "/tokenize", {"inputs": ["the cat", "a"]})]
     assert post(client, "/decode", {"ids": rows}) == ["the cat", "a"]
     assert post(client, "/decode", {"ids": rows[0]}) == ["the cat"]
@@ -109,7 +109,7 @@ def test_ids_to_text(client: FlaskClient) -> None:
 
 
 def test_similarity(client: FlaskClient) -> None:
-    """The cosines of the vectors, by either address; parameters may be there."""
+    """/similarity and / return the cosines of the vectors; parameters are allowed."""
     texts = ["the cat", "a dog", "東京"]
     vectors = native(client, texts, normalize=True)
     inputs = {"source_sentence": texts[0], "sentences": texts[1:]}
@@ -118,8 +118,8 @@ def test_similarity(client: FlaskClient) -> None:
         assert np.allclose(found, vectors[1:] @ vectors[0], atol=1e-6)
 
 
-def test_openai_says_what_it_used(client: FlaskClient) -> None:
-    """The client's model name, its own where there is none, and real tokens."""
+def test_model_and_usage_of_openai(client: FlaskClient) -> None:
+    """OpenAI's answer has the client's model name, or the server's if there is none, and the true token counts."""
     answer = post(client, "/v1/embeddings", {"input": ["the cat", "cat"], "model": "text-embedding-3-small"})
     assert (answer["model"], answer["usage"]) == ("text-embedding-3-small", {"prompt_tokens": 7, "total_tokens": 7})
     own = client.get("/v1/models").get_json()["data"][0]["id"]
@@ -128,7 +128,7 @@ def test_openai_says_what_it_used(client: FlaskClient) -> None:
 
 
 def test_info(client: FlaskClient) -> None:
-    """The model and the limits of GET /."""
+    """/info has the model and the limits of GET /."""
     info, about = client.get("/info").get_json(), client.get("/").get_json()
     assert (info["model_id"], info["model_dtype"]) == (about["model"]["id"], about["model"]["precision"])
     assert (info["max_input_length"], info["max_client_batch_size"]) == (64, about["limits"]["max_texts"])
@@ -138,7 +138,7 @@ def test_info(client: FlaskClient) -> None:
 def test_info_advertises_a_batch_that_fits(
     client: FlaskClient, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch, in_time: int | None, expected: int
 ) -> None:
-    """As many of the longest texts as are computed in time, from one to MAX_TEXTS, which it is until that is known."""
+    """/info advertises as many of the longest texts as meet the deadline, at least 1; MAX_TEXTS until that is known."""
 
     def texts_in_time(tokens: int) -> int | None:
         assert tokens == tiny_encoder.max_length

@@ -1,4 +1,4 @@
-"""Junk as large as a body may be: it is refused where it first goes wrong, before any of it is built."""
+"""Bodies of junk, as large as MAX_BODY_BYTES: refused at the first mistake, before objects are built."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from app.settings import Settings
 
 BODY_BYTES = Settings.max_body_bytes
 MOST_MEMORY = 50_000_000
-# Route, and where in its body a list may stand: what is before it and behind it.
+# Path, and the parts of a body before and after a list.
 FIELDS: list[tuple[str, bytes, bytes]] = [
     ("/embed", b'{"texts":', b"}"),
     ("/embed", b'{"inputs":', b"}"),
@@ -33,7 +33,7 @@ OPTIONS = [
     ("/embed", b'{"texts":["a"],"%s":' % name, b"}")
     for name in (b"normalize", b"dimensions", b"prompt_name", b"prompt", b"truncate", b"encoding_format")
 ]
-# Items that fit no field's list, none of them or only the first.
+# Items that no field accepts in its list, or only the first of them.
 ITEMS = {
     "lists": b"[],",
     "lists of lists": b"[[]],",
@@ -46,14 +46,14 @@ ITEMS = {
     "strings and numbers": b'"a",1.5,',
     "two strings in a list": b'["a","a"],',
 }
-# Right items of a list, far too many of them.
+# Fields with valid items, of which there are far too many.
 TOO_MANY = [(*field, b'"a",') for field in [*FIELDS[:4], FIELDS[6], FIELDS[8]]] + [
     (*FIELDS[1], b"[1],"),
     (*FIELDS[4], b"[1],"),
     (*FIELDS[9], b'["a"],'),
     (*FIELDS[9], b"[null],"),
 ]
-# Route, and a field whose second item is wrong.
+# Path, and a field whose second item is invalid.
 WRONG = [
     ("/embed", b'"texts":["a",5]'),
     ("/", b'"inputs":["a",5]'),
@@ -79,8 +79,8 @@ def client(tiny_model: Path, tiny_encoder: Encoder) -> FlaskClient:
     return create_app(Settings(model_dir=tiny_model, max_length=64), tiny_encoder).test_client()
 
 
-def refused(client: FlaskClient, path: str, body: bytes) -> tuple[int, str]:
-    """Return the status and the sentence of an answer that took little memory."""
+def send(client: FlaskClient, path: str, body: bytes) -> tuple[int, str]:
+    """Send a body, check that it took little memory, and return status and error message."""
     assert len(body) <= BODY_BYTES
     tracemalloc.start()
     try:
@@ -94,8 +94,8 @@ def refused(client: FlaskClient, path: str, body: bytes) -> tuple[int, str]:
 @pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS)
 @pytest.mark.parametrize(("path", "before", "after"), FIELDS + OPTIONS)
 def test_a_list_of_junk(client: FlaskClient, path: str, before: bytes, after: bytes, item: bytes) -> None:
-    """400, and the sentence names the place."""
-    status, message = refused(client, path, before + list_of(item) + after)
+    """A list of junk gets 400, and the message names the place."""
+    status, message = send(client, path, before + list_of(item) + after)
     assert status == 400
     assert re.match(rf"{place(before)}(\[[01]\])* (is|has) ", message), message
 
@@ -103,8 +103,8 @@ def test_a_list_of_junk(client: FlaskClient, path: str, before: bytes, after: by
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize(("path", "before", "after"), FIELDS + OPTIONS)
 def test_deep_junk(client: FlaskClient, path: str, before: bytes, after: bytes, depth: int) -> None:
-    """400, and the sentence names the place: the list is wrong before it is deep."""
-    status, message = refused(client, path, before + nested(depth) + after)
+    """Deeply nested junk gets 400 for its type, before its depth matters, and the message names the place."""
+    status, message = send(client, path, before + nested(depth) + after)
     assert status == 400
     assert re.match(rf"{place(before)}(\[0\])* (is|has) ", message), message
 
@@ -112,8 +112,8 @@ def test_deep_junk(client: FlaskClient, path: str, before: bytes, after: bytes, 
 @pytest.mark.parametrize("item", [*ITEMS.values(), b'"a",', b"null,"])
 @pytest.mark.parametrize(("path", "right"), WRONG)
 def test_junk_in_an_unknown_field(client: FlaskClient, path: str, right: bytes, item: bytes) -> None:
-    """It is skipped, or its field is named; what is wrong behind it is still found."""
-    status, message = refused(client, path, b'{"u":' + list_of(item) + b"," + right + b"}")
+    """Junk in an unknown field is skipped, or the field is named; a later mistake is still found."""
+    status, message = send(client, path, b'{"u":' + list_of(item) + b"," + right + b"}")
     assert status == 400
     assert re.match(r'\w+\[1\] (is|has) |Unknown field "u"|inputs is a number', message), message
 
@@ -121,8 +121,8 @@ def test_junk_in_an_unknown_field(client: FlaskClient, path: str, right: bytes, 
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize(("path", "right"), WRONG)
 def test_a_deep_unknown_field(client: FlaskClient, path: str, right: bytes, depth: int) -> None:
-    """The same; where unknown fields are skipped it is the depth that is named."""
-    status, message = refused(client, path, b'{"u":' + nested(depth) + b"," + right + b"}")
+    """Deep junk in an unknown field gets 400 for its depth, or for the field."""
+    status, message = send(client, path, b'{"u":' + nested(depth) + b"," + right + b"}")
     assert status == 400
     assert re.match(r'The body is nested too deep: |Unknown field "u"', message), message
 
@@ -139,19 +139,19 @@ def test_a_deep_unknown_field(client: FlaskClient, path: str, right: bytes, dept
         ("/similarity", b"{", b'"inputs":{"source_sentence":"a","sentences":[]},'),
     ],
 )
-def test_a_field_again_and_again(client: FlaskClient, path: str, before: bytes, item: bytes, name: str) -> None:
-    """400, and the sentence says how often: nothing is built for each time, which took seconds."""
+def test_a_repeated_field(client: FlaskClient, path: str, before: bytes, item: bytes, name: str) -> None:
+    """A field that is repeated thousands of times gets 400, without building it each time, which took seconds."""
     if name == "escaped":
         item = re.sub(rb'^"(\w)', lambda found: b'"\\u%04x' % ord(found[1]), item)
     body = before + item * ((BODY_BYTES - 1000) // len(item))
     body = body[:-1] + b"}" * before.count(b"{")
-    status, message = refused(client, path, body)
+    status, message = send(client, path, body)
     assert status == 400
     assert re.fullmatch(r'The body has "\w+" more than 2049 times: send the field once\.', message), message
 
 
-def test_texts_that_are_the_fields_name(client: FlaskClient) -> None:
-    """As many as a request may have are taken, and whatever a text quotes or escapes."""
+def test_texts_that_equal_the_field(client: FlaskClient) -> None:
+    """Texts that contain the name of the field, quoted or escaped, don't count as repeated fields."""
     texts = ["texts"] * (Settings.max_texts - 2) + [" " * SMALL_BYTES]
     escaped = r"\\u0074exts \u0060 \u007f \\\"texts\\\" \"texts\" " * 3000
     body = f'{{"texts": {json.dumps(texts)[:-1]}, "{escaped}"]}}'
@@ -162,21 +162,21 @@ def test_texts_that_are_the_fields_name(client: FlaskClient) -> None:
 
 @pytest.mark.parametrize(("path", "before", "after", "item"), TOO_MANY)
 def test_far_too_many(client: FlaskClient, path: str, before: bytes, after: bytes, item: bytes) -> None:
-    """413 for a million small items that are right one by one: no more than MAX_TEXTS are built."""
-    status, message = refused(client, path, before + list_of(item) + after)
+    """A million valid items get 413, and no more than MAX_TEXTS are built."""
+    status, message = send(client, path, before + list_of(item) + after)
     assert status == 413
     assert message == f"{place(before)} has more items than the limit of 2048 (MAX_TEXTS): send fewer at once."
 
 
 @pytest.mark.parametrize("data", ["a", "é", "東", "😀a"])
 def test_one_long_string(client: FlaskClient, data: str) -> None:
-    """A string is built to be refused; as text it is as long as it was, or four times."""
+    """A string of the maximum size takes little memory, although Python needs up to four bytes a character."""
     text = data.encode() * ((BODY_BYTES - 100) // len(data.encode()))
-    status, message = refused(client, "/embed", b'{"u":"' + text + b'"}')
+    status, message = send(client, "/embed", b'{"u":"' + text + b'"}')
     assert (status, message[:17]) == (400, 'Unknown field "u"')
 
 
 def place(before: bytes) -> str:
-    """Return what errors call the place behind the beginning of a body; options have their name alone."""
+    """Return the name of the place in error messages; options have their name alone."""
     names = re.findall(r'"(\w+)":', before.decode())
     return "inputs.sentences" if names[-1] == "sentences" else names[-1]

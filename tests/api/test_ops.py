@@ -1,4 +1,4 @@
-"""What operators ask."""
+"""Routes for operators: health, readiness, and GET /."""
 
 import dataclasses
 import json
@@ -13,14 +13,14 @@ from tests.support.model import open_encoder
 
 
 def test_health(client: FlaskClient) -> None:
-    """Both names answer exactly this."""
+    """/healthz and /health answer {"ok": true}."""
     for path in ("/healthz", "/health"):
         response = client.get(path)
         assert (response.status_code, response.get_json()) == (200, {"ok": True})
 
 
 def test_about(client: FlaskClient, tiny_model: Path) -> None:
-    """GET / tells model, precision, limits, quality and the CPU."""
+    """GET / shows model, precision, limits, quality and the CPU."""
     body = client.get("/").get_json()
     assert (body["name"], body["max_length"]) == ("embedding-api", 64)
     model = body["model"]
@@ -37,7 +37,7 @@ def test_about(client: FlaskClient, tiny_model: Path) -> None:
 
 
 def test_the_recipe_is_of_the_file_that_is_served(tiny_model: Path) -> None:
-    """GET / says how INT8 was quantized where INT8 is served, and nothing with FP32."""
+    """GET / shows how the model was quantized if INT8 is served, and nothing with FP32."""
     for file, recipe in (("model_int8.onnx", "INT8 weights"), ("model_fp32.onnx", "")):
         model_folder = open_encoder(tiny_model, file).model_folder
         model_folder = dataclasses.replace(
@@ -48,7 +48,7 @@ def test_the_recipe_is_of_the_file_that_is_served(tiny_model: Path) -> None:
 
 
 def test_ready_only_after_the_golden_vector(tiny_model: Path) -> None:
-    """503 before the session is open, 200 after the golden text gave its vector."""
+    """/readyz answers 503 before the model is open, and 200 after the golden text gave its vector."""
     encoder = Encoder.load(open_encoder(tiny_model).model_folder, max_length=64)
     client = create_app(Settings(model_dir=tiny_model, max_length=64), encoder).test_client()
     before = client.get("/readyz")
@@ -59,8 +59,8 @@ def test_ready_only_after_the_golden_vector(tiny_model: Path) -> None:
     assert client.get("/readyz").get_json() == {"ok": True}
 
 
-def test_a_failed_self_check_is_told_everywhere(tiny_model: Path) -> None:
-    """/readyz and /embed answer 503 with the reason; /health still answers."""
+def test_a_failed_self_check(tiny_model: Path) -> None:
+    """After a failed self-check /readyz and /embed answer 503 with the reason, and /health still answers 200."""
     model_folder = open_encoder(tiny_model).model_folder
     other = dict.fromkeys(model_folder.manifest.golden.vectors, [1.0] * 32)
     golden = dataclasses.replace(model_folder.manifest.golden, vectors=other)

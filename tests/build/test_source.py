@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import re
 import subprocess
 import sys
 import threading
@@ -18,6 +16,7 @@ import pytest
 from build.source import DEFAULT_MODEL, Source
 from build.standin import MODEL_ID
 from tests.support import ROOT
+from tests.support.hub import Run, build, python
 from tests.support.server import free_port
 
 MAIN, OLDER = "a" * 40, "b" * 40  # the commits of the branch main and the tag v1
@@ -34,7 +33,6 @@ RULE = (
     "Repo id must use alphanumeric chars, '-', '_' or '.'. "
     "The name cannot start or end with '-' or '.' and the maximum length is 96"
 )
-Run = subprocess.CompletedProcess[str]
 
 
 class Hub(ThreadingHTTPServer):
@@ -127,25 +125,12 @@ def dead_hub() -> str:
     return f"http://127.0.0.1:{free_port()}"
 
 
-def python(arguments: list[str], endpoint: str, home: Path, **environ: str) -> Run:
-    """Run Python in the repository's root with the hub at `endpoint` and its client's cache in `home`."""
-    ours = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environ}
-    others = re.compile("(HF|HUGGING|TRANSFORMERS)_.*|.*PROXY", re.IGNORECASE)
-    clean = {name: value for name, value in os.environ.items() if not others.fullmatch(name)}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env={**clean, **ours}, capture_output=True, text=True)
-
-
 def fetch(folder: Path, endpoint: str, *arguments: str | None) -> Source:
     """build.source.fetch(*arguments) in a process of its own."""
     run = python(["-c", FETCH, json.dumps(arguments)], endpoint, folder / "home")
     assert run.returncode == 0, run.stderr
     fields = json.loads(run.stdout)
     return Source(**{**fields, "folder": Path(fields["folder"])})
-
-
-def build(folder: Path, endpoint: str, *arguments: str) -> Run:
-    """`python -m build` into folder/model."""
-    return python(["-m", "build", "--out", str(folder / "model"), *arguments], endpoint, folder / "home")
 
 
 def assert_refused(run: Run, folder: Path, *lines: str) -> None:

@@ -13,9 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.support import ROOT
+from tests.support.cache import locked
+
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
-HOME = ROOT / ".cache/clients"
+# npm takes a symbolic link in this path for another package
+HOME = (ROOT / ".cache").resolve() / "clients"
 LOCKS = (ROOT / "requirements/clients.txt", HERE / "package.json", HERE / "package-lock.json")
 PYTHON = HOME / "venv/bin/python"
 # The table that LangChain's tokenizer would download lies in LlamaIndex's package.
@@ -23,7 +26,12 @@ TIKTOKEN_CACHE = "llama_index/core/_static/tiktoken_cache"
 
 
 def install() -> None:
-    """Make the environment anew where there is none of these locks and this Python."""
+    """Create the environment, unless it exists with these locks and this Python."""
+    with locked("clients"):
+        _install()
+
+
+def _install() -> None:
     stamp = HOME / "installed.txt"
     wanted = "\n".join([sys.version, *(lock.read_text() for lock in LOCKS)])
     if stamp.is_file() and stamp.read_text() == wanted:
@@ -32,7 +40,7 @@ def install() -> None:
     HOME.mkdir(parents=True)
     _run([sys.executable, "-m", "venv", "--without-pip", HOME / "venv"], os.environ)
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", PYTHON, "install", "--quiet"]
-    # little of it is ever imported: bytecode of all would take 100 MB
+    # no bytecode: most of it is never imported, and it would take 100 MB
     _run([*pip, "--no-compile", "--no-deps", "--require-hashes", "-r", LOCKS[0]], os.environ)
     for lock in LOCKS[1:]:
         shutil.copy(lock, HOME)
@@ -41,24 +49,27 @@ def install() -> None:
 
 
 def python(**call: Any) -> Any:
-    """What python_client.py answers."""
+    """Call python_client.py, and return its answer."""
     cache = next((HOME / "venv/lib").glob(f"python*/site-packages/{TIKTOKEN_CACHE}"))
     return _ask([PYTHON, HERE / "python_client.py"], {"TIKTOKEN_CACHE_DIR": str(cache)}, call)
 
 
 def javascript(**call: Any) -> Any:
-    """What openai_client.cjs answers."""
+    """Call openai_client.cjs, and return its answer."""
     return _ask([_bin("node"), HERE / "openai_client.cjs"], {"NODE_PATH": str(HOME / "node_modules")}, call)
 
 
 def run(language: str, code: str) -> str:
-    """What a program in "python" or "js" prints."""
+    """Run a program in "python" or "js", and return its output."""
     if language == "python":
         cache = next((HOME / "venv/lib").glob(f"python*/site-packages/{TIKTOKEN_CACHE}"))
         return _run([PYTHON, "-c", code], {**_clean(), "TIKTOKEN_CACHE_DIR": str(cache)})
-    program = HOME / "example.mjs"  # beside node_modules/, where imports are looked for
+    program = HOME / f"example-{os.getpid()}.mjs"  # imports are resolved from here: node_modules/ is beside it
     program.write_text(code)
-    return _run([_bin("node"), program], _clean())
+    try:
+        return _run([_bin("node"), program], _clean())
+    finally:
+        program.unlink()
 
 
 def _bin(program: str) -> Path:
@@ -70,7 +81,7 @@ def _ask(command: list[str | Path], environ: dict[str, str], call: dict[str, Any
 
 
 def _clean() -> dict[str, str]:
-    """Nothing of the user's own: keys, proxies, what turns on tracing."""
+    """Return an environment without the user's keys, proxies and settings for tracing."""
     return {"PATH": os.environ["PATH"], "HOME": str(HOME), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 

@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from app.settings import Settings
-from tests.deploy.test_deploy import CONTAINER as KNATIVE
 from tests.support import ROOT
 from tests.support.schema import problems
 
@@ -26,6 +25,7 @@ POD = DEPLOYMENT["template"]["spec"]
 LABELS = DEPLOYMENT["template"]["metadata"]["labels"]
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 SETTINGS = {variable["name"]: variable["value"] for variable in CONTAINER["env"]}
+(KNATIVE,) = yaml.safe_load((ROOT / "service.yaml").read_text())["spec"]["template"]["spec"]["containers"]
 CONF = (ROOT / "gunicorn.conf.py").read_text()
 
 

@@ -17,8 +17,8 @@ import requests
 
 from app.engine.model_folder import ModelFolder
 from app.settings import Settings
-from tests.build.test_source import build
 from tests.support.documents import read
+from tests.support.hub import build
 from tests.support.server import Server, free_port
 
 Start = Callable[..., Server]

@@ -1,4 +1,4 @@
-"""app/server/README.md lists what is used of Gunicorn and gevent; all of it is in the installed releases."""
+"""Contract with Gunicorn and gevent: app/server/README.md lists the names in use; the installed releases have them."""
 
 import ast
 import importlib
@@ -68,7 +68,7 @@ gunicorn.workers.ggevent.GeventWorker.worker_connections gunicorn.workers.ggeven
 
 
 def test_contract() -> None:
-    """Page, list and code agree; the installed releases, which the page names, have it all, with its parameters."""
+    """Page, list and code agree, and the installed releases have every name, with its parameters."""
     listed = re.findall(r"^\| `((?:gunicorn|gevent)\.[^`]+)` \|", PAGE, re.M)
     assert sorted(name.replace(", ", ",") for name in listed) == sorted(NAMES)
     for package in ("gunicorn", "gevent"):
@@ -81,7 +81,7 @@ def test_contract() -> None:
 
 
 def is_there(name: str) -> bool:
-    """Return whether it is in the installed package, and takes these parameters first."""
+    """Return whether the installed package has this name, with these first parameters."""
     dotted, has_parameters, parameters = name.rstrip(")").partition("(")
     owner, last = resolved(dotted)
     if not hasattr(owner, last):
@@ -94,7 +94,7 @@ def is_there(name: str) -> bool:
 
 
 def resolved(dotted: str) -> tuple[Any, str]:
-    """Return what has the last part of a name as its attribute, and that part."""
+    """Return the object that has the last part of a name as its attribute, and that part."""
     *parts, last = dotted.split(".")
     if parts[-1] == "Config":
         return Config(), last
@@ -110,7 +110,7 @@ def resolved(dotted: str) -> tuple[Any, str]:
 
 
 def is_set(owner: Any, name: str) -> bool:
-    """Return whether a class sets it on its instances, or a module's source has it as a string."""
+    """Return whether a class sets the name on its instances, or a module's source has it as a string."""
     if inspect.ismodule(owner):
         return f"'{name}'" in inspect.getsource(owner).replace('"', "'")
     if not inspect.isclass(owner):  # Config, whose settings are all that it has
@@ -120,7 +120,7 @@ def is_set(owner: Any, name: str) -> bool:
 
 
 def uses(path: Path) -> set[str]:
-    """The names of the two packages that a file imports, or spells out."""
+    """Return the names of the two packages that a file imports, or spells out."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:

@@ -1,4 +1,4 @@
-"""Shared helpers of the tests: servers, requests, models, stand-ins for other services."""
+"""Helpers that several levels of tests share: servers, requests, failures, models, stand-ins for other services."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""CycloneDX 1.5 files: what is wrong with one, by the standard's own schema."""
+"""Check CycloneDX 1.5 files by the standard's own schema."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from tests.support import schema
 
 
 def problems(document: Any) -> list[str]:
-    """Return what the schema refuses, and which references lead nowhere or to several."""
+    """Return what the schema refuses, and references to no component or to several."""
     refused = schema.problems("bom-1.5.SNAPSHOT.schema.json", document)
     if refused:
         return refused

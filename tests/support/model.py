@@ -1,4 +1,4 @@
-"""Model folders: built as a user does, and opened."""
+"""Model folders: build one as a user does, and open one."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.support import ROOT
 
 
 def build(*arguments: str, **environ: str) -> str:
-    """Run `python -m build` as a user does; all that it prints."""
+    """Run `python -m build` as a user does, and return its output."""
     command = [sys.executable, "-m", "build", *arguments]
     run = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **environ}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -1,4 +1,4 @@
-"""A document against one of the schemas in tests/support/schemas."""
+"""Check documents against the schemas in tests/support/schemas."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ SCHEMAS = ROOT / "tests/support/schemas"
 
 
 def problems(name: str, document: Any) -> list[str]:
-    """Return what the schema of this file refuses. Schemas that it names are read from the same folder."""
+    """Return what the schema in this file refuses. Schemas that it refers to are read from the same folder."""
     schema = json.loads((SCHEMAS / name).read_text())
     kind = jsonschema.validators.validator_for(schema)
     kind.check_schema(schema)

@@ -1,4 +1,4 @@
-"""Servers on loopback that stand in for others, and a real one whose answers are altered."""
+"""Servers on loopback that stand in for others, and a proxy that alters the answers of a real one."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,13 +11,13 @@ import requests
 
 from tests.support.server import Server
 
-# Path and JSON of an answer -> status (200: as it was) and JSON.
+# Function of path and JSON of an answer; returns a status (200: unchanged) and JSON.
 Change = Callable[[str, Any], tuple[int, Any]]
 
 
 @contextmanager
 def answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """The URL of a server whose every GET, HEAD and POST is answered by this function."""
+    """Serve each GET, HEAD and POST with this function; yields the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -39,7 +39,7 @@ def answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]
 
 @contextmanager
 def altered(server: Server, change: Change) -> Iterator[str]:
-    """The URL of a server that passes everything on, and alters the answers: change(path, JSON)."""
+    """Pass requests on to a server, and alter its answers: change(path, JSON); yields the URL."""
 
     def pass_on(request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
