@@ -1,25 +1,26 @@
-# Stages, in the order in which they change:
+# Stages, from those that change least to those that change most:
 #   packages   the server's packages, as locked
-#   runtime    the same, without what the server never uses
-#   model      the heavy part: PyTorch, download, export, quantize
-#   verified   the proof, by the engine that ships: rerun when app/engine/ changes, the export is not
-#   inventory  the list of what is in the image; not a part of it
-#   (last)     what is shipped
+#   runtime    the same, without files that the server never uses
+#   model      PyTorch; download, export and quantize the model
+#   verified   verification by the engine that ships; a change in app/engine/ reruns it, but not the export
+#   inventory  the list of the image's contents (SBOM); not in the image
+#   (last)     the image
 #
 # docker build -t embedding-api .
 # docker build -t embedding-api --build-arg MODEL=/source --build-context source=FOLDER .   your own model
 # docker build -t embedding-api --build-arg MODEL=… --secret id=hf_token,src=FILE .         a private one
 # docker build -t embedding-api --secret id=pip_conf,src=pip.conf .                          an index with a password
 
-# Pinned to the Python that the locks were tested with; its tag moves with Debian's security fixes.
+# The Python that the locks were tested with; the tag moves with Debian's security fixes.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim
-# What to serve: a hub id, its branch, tag or commit, and int8 or fp32.
+# The model: a hub id and its branch, tag or commit.
 ARG MODEL=sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2
 ARG REVISION=
-# of the search for what to quantize how: fast, default or best
+# Duration of the search for each layer's form: fast, default or best.
 ARG EFFORT=default
 # The name to show for a model of your own; hub models have theirs.
 ARG MODEL_NAME=
+# The file to ship: int8 or fp32.
 ARG PRECISION=int8
 ARG VERSION=0.1.0
 # Sources of packages, of PyTorch's CPU builds and of models, or mirrors of them.
@@ -27,17 +28,17 @@ ARG PIP_INDEX_URL=
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG HF_ENDPOINT=https://huggingface.co
 
-# A model of your own comes in its place: --build-context source=FOLDER
+# Replaced by a model of your own: --build-context source=FOLDER
 FROM scratch AS source
 
 FROM ${PYTHON_IMAGE} AS packages
 WORKDIR /src
 ARG PIP_INDEX_URL
-# The file of pip's settings is there where such a secret is given to the build; it is in no layer.
+# pip's settings exist only if the build gets them as a secret; they are in no layer.
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_DEPS=1 PIP_PYTHON=/opt/venv/bin/python PIP_ROOT_USER_ACTION=ignore \
     PIP_CONFIG_FILE=/run/secrets/pip_conf
 COPY requirements/runtime.txt requirements/sdist.txt requirements/
-# What comes as source is built with what is locked, too.
+# sdist.txt locks the tools that build packages without a wheel.
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf \
     python -m venv --without-pip /opt/venv \
     && pip install --quiet --no-compile --require-hashes -r requirements/sdist.txt \
@@ -46,8 +47,8 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf \
 
 FROM packages AS runtime
 COPY tools/slim.py tools/
-# Bytecode has a place of its own, so that the standard library can have some, too: the base has none.
-# slim.py writes it; what Python itself would write depends on the time.
+# Bytecode goes to a folder of its own, with that of the standard library, which the base image lacks. slim.py writes
+# it: bytecode that Python writes depends on the time.
 ENV PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONDONTWRITEBYTECODE=1
 RUN ORT_DISABLE_TELEMETRY=1 /opt/venv/bin/python tools/slim.py
 
@@ -68,11 +69,11 @@ ARG MODEL
 ARG REVISION
 ARG EFFORT
 ARG HF_ENDPOINT
-# Where there is such a secret, the hub's client reads the token from it; it is in no layer.
+# The hub's client reads its token from the secret, if the build gets one; it is in no layer.
 RUN --mount=type=secret,id=hf_token \
     HF_TOKEN_PATH=/run/secrets/hf_token /opt/venv/bin/python -m build.export_onnx --model "$MODEL" ${REVISION:+--revision "$REVISION"} \
     && /opt/venv/bin/python -m build.quantize --effort "$EFFORT"
-# Of the tokenizer only what the server reads: where its pieces are prepared, tokenizer.json is not.
+# Only the tokenizer files that the server reads: with a mapped vocabulary that is not tokenizer.json.
 RUN mkdir served && cp -r model/tokenizer served/ \
     && if [ -f served/tokenizer/pieces.npy ]; then rm served/tokenizer/tokenizer.json; fi
 
@@ -83,7 +84,7 @@ ARG REVISION
 ARG MODEL_NAME
 # The whole engine, which the verification runs. An edit of the server or of a route does not rerun it.
 COPY app/engine app/engine
-# The source is there already: nothing is downloaded.
+# The source was downloaded by the stage before.
 RUN HF_HUB_OFFLINE=1 /opt/venv/bin/python -m build.verify --model "$MODEL" ${REVISION:+--revision "$REVISION"} \
     ${MODEL_NAME:+--name "$MODEL_NAME"}
 
@@ -106,7 +107,7 @@ RUN python requirements/sbom.py --version "$VERSION" --precision "$PRECISION" --
     /opt/audit/server.json /opt/audit/base.json >/sbom.cdx.json
 
 
-# The list of what is in the image: docker build --target sbom --output type=local,dest=. .
+# The list of the image's contents: docker build --target sbom --output type=local,dest=. .
 FROM scratch AS sbom
 COPY --from=inventory /sbom.cdx.json /
 
@@ -116,7 +117,7 @@ WORKDIR /srv
 ENV PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONDONTWRITEBYTECODE=1
 COPY app app
 COPY gunicorn.conf.py .
-# Readable whatever the umask of who made the working tree.
+# Readable for the server's user whatever the umask of the working tree was.
 RUN chmod -R u=rwX,go=rX . && python -m compileall -q --invalidation-mode checked-hash .
 
 
@@ -124,7 +125,7 @@ FROM ${PYTHON_IMAGE}
 ARG PYTHON_IMAGE
 ARG PRECISION
 WORKDIR /srv
-# The server never becomes another user, so what would let it (su, mount, passwd, …) has no place here.
+# Removes setuid programs (su, mount, passwd, …): the server never changes its user.
 RUN find / -xdev -type f -perm /6000 -delete
 COPY --from=runtime /opt/venv /opt/venv
 COPY --from=runtime /opt/bytecode /opt/bytecode
@@ -136,7 +137,7 @@ COPY --from=code /srv /srv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1 \
     MODEL_PATH=model_${PRECISION}.onnx
-# A number, so that Kubernetes can see that it is not root.
+# A number: Kubernetes can then verify that it is not root.
 USER 65532:65532
 EXPOSE 8080
 HEALTHCHECK --interval=30s --timeout=10s --retries=5 --start-period=15s CMD ["python", "-c", "\

@@ -1,8 +1,7 @@
-"""service.yaml for one deployment, and what the state of a service says.
+"""Manifest: fills in service.yaml for one deployment, and reads the state of a Cloud Run service.
 
-Standard library only: gcloud's image has nothing else.
-
-A service is an item of `gcloud run services list --format json`; `{}` stands for one that does not exist yet.
+It uses the standard library only: gcloud's image has nothing else. A service is an item of
+`gcloud run services list --format json`; `{}` stands for a service that does not exist yet.
 """
 
 import json
@@ -10,16 +9,16 @@ import re
 import sys
 from typing import Any
 
-# A revision of deploy/rollout.py: the service, the time of its build in UTC, and four random digits.
+# Name of a revision made by deploy/rollout.py: the service, the build's time in UTC, and four random digits.
 REVISION = re.compile(r"-(\d{8}-\d{6})-([0-9a-f]{4})$")
 TAG = re.compile(r"candidate(-[0-9a-f]{4})?$")
 
 
 def render(template: str, service: str, revision: str, image: str, account: str, current: Any) -> str:
-    """Text of a manifest: `template` with these names, the account's project, and traffic where it is.
+    """Return the manifest: the template with these names and the account's project, and the present traffic.
 
-    The new revision only gets a tag, and with it a URL of its own; in a service that serves nothing yet it gets all
-    traffic. Raises SystemExit where the account is no e-mail address, or the template lacks a place.
+    The new revision gets a tag, and with it a URL of its own, but no traffic; in a new service it gets all traffic.
+    Raises SystemExit if the account is not an e-mail address, or a place in the template is missing.
     """
     if not re.fullmatch(r"[\w.-]+@[\w.-]+", account):
         sys.exit(
@@ -45,7 +44,7 @@ def _replace(pattern: str, new: str, text: str) -> str:
 
 
 def traffic(current: Any, revision: str) -> list[dict[str, Any]]:
-    """`spec.traffic` of a deployment: shares and tags stay where they are, by name; `revision` gets its tag."""
+    """Return `spec.traffic`: present shares and tags, by revision name, and the tag of the new revision."""
     targets: list[dict[str, Any]] = [
         {"revisionName": name, "percent": percent} for name, percent in serving(current).items()
     ] or [{"revisionName": revision, "percent": 100}]
@@ -54,7 +53,7 @@ def traffic(current: Any, revision: str) -> list[dict[str, Any]]:
 
 
 def serving(service: Any) -> dict[str, int]:
-    """Percent of the traffic by revision."""
+    """Return the percentage of the traffic of each revision."""
     shares: dict[str, int] = {}
     for target in _targets(service):
         if target.get("percent"):
@@ -63,17 +62,17 @@ def serving(service: Any) -> dict[str, int]:
 
 
 def tags(service: Any) -> dict[str, str]:
-    """Revision by tag."""
+    """Return the revision of each tag."""
     return {target["tag"]: target["revisionName"] for target in _targets(service) if target.get("tag")}
 
 
 def url_of(service: Any, tag: str) -> str:
-    """The URL at which the revision with this tag answers; "" if none has it."""
+    """Return the URL of the revision with this tag, or "" if no revision has it."""
     return next((str(target["url"]) for target in _targets(service) if target.get("tag") == tag), "")
 
 
 def generation(service: Any) -> int:
-    """Number of changes that were asked of the service: 0 for one that does not exist."""
+    """Return the number of requested changes of the service; 0 if it does not exist."""
     return int(service["metadata"]["generation"]) if service else 0
 
 
@@ -84,17 +83,17 @@ def is_ready(revision: Any) -> bool:
 
 
 def tag_of(revision: str) -> str:
-    """The tag under which a revision is asked; each has its own, so that no other deployment can move it."""
+    """Return the tag under which a revision is checked. Each revision has its own: no other deployment moves it."""
     found = REVISION.search(revision)
     return f"candidate-{found[2]}" if found else "candidate"
 
 
 def is_newer(revision: str, other: str) -> bool:
-    """Return whether a revision's build began after another's; false where one is not of deploy/rollout.py."""
+    """Return whether a revision's build began after another's; False if one was not made by deploy/rollout.py."""
     found = REVISION.search(revision), REVISION.search(other)
     return bool(found[0] and found[1] and found[0][1] > found[1][1])
 
 
 def _targets(service: Any) -> list[dict[str, Any]]:
-    # status is what is served, spec what somebody asked for: they differ after a failed deployment.
+    # status is what is served, spec what was requested; they differ after a failed deployment.
     return list(service.get("status", {}).get("traffic", []))

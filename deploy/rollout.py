@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Deploy an image to Cloud Run; traffic moves only to a revision that has answered at its own URL.
+"""Rollout: deploys an image to Cloud Run, and moves the traffic only after the new revision has passed deploy/smoke.py.
 
 python3 deploy/rollout.py SERVICE REGION IMAGE ACCOUNT [--built TIME] [--allow-stand-in] [--timeout SECONDS]
 
-Exit status 0: this image has all the traffic. 1: it has not; the last lines say what serves and how to go on.
-A service that serves nothing yet gives all traffic to its first revision, before that has answered.
-Two deployments may run at once: the newest build that passes serves. One that is killed after its first change may
-leave an older revision serving, but none that was not asked.
+Steps: deploy service.yaml with the image as a revision without traffic, at a URL of its own (a tag); run
+deploy/smoke.py on that URL; move all traffic to the newest build that passes; remove the tags.
+
+Exit status 0: this image has all the traffic. 1: it has not; the last lines say which revision serves and what to do.
+The first revision of a service gets all traffic before it is checked. Two deployments may run at the same time: the
+newest build that passes gets the traffic. A deployment that is killed after its first change may leave an older
+revision serving, but never an unchecked one.
 """
 
 import argparse
@@ -37,14 +40,14 @@ TRIES, RETRY_SECONDS = 3, 5
 
 
 class Failed(Exception):
-    """A deployment that ends; the message says why."""
+    """The deployment has failed; the message is the reason."""
 
 
 class Rollout:
     """One deployment of one image.
 
-    gcloud: runs a command of gcloud, gives its output; raises Failed.
-    passes: asks the server at a URL, given the URL of the whole service; prints why where it does not pass.
+    gcloud: runs a command of gcloud and returns its output; raises Failed.
+    passes: checks the server at a URL, given the URL of the whole service; prints the reason of a failure.
     """
 
     def __init__(
@@ -57,14 +60,14 @@ class Rollout:
     ) -> None:
         self.service, self.region, self.gcloud, self.passes = service, region, gcloud, passes
         self.revision = f"{service}-{built}-{secrets.token_hex(2)}"
-        self.answers: dict[str, bool] = {}  # revision -> whether it passed
+        self.passed: dict[str, bool] = {}  # revision -> result of its check
         self.tags = {manifest.tag_of(self.revision)}  # tags that this deployment has set
 
     def run(self, image: str, account: str) -> None:
-        """Deploy, ask, move the traffic. Raises Failed unless this image serves in the end."""
+        """Deploy, check and move the traffic. Raises Failed unless this image serves in the end."""
         revisions = self.ready_revisions()
-        before = self.look()
-        self.refuse_if_a_newer_build_serves(before, self.revision)
+        before = self.read_service()
+        self.refuse_older_build(before, self.revision)
         template = (ROOT / "service.yaml").read_text(encoding="utf-8")
         text = manifest.render(template, self.service, self.revision, image, account, before)
         known, failure = revisions - set(manifest.tags(before).values()), ""
@@ -72,35 +75,35 @@ class Rollout:
             try:
                 self.replace(text)
             except Failed as error:
-                # The change may be made all the same, and have put back what another deployment had moved.
-                self.answers[self.revision], failure = False, str(error)
-                self.take_the_tags_off()
+                # The change may have been made all the same, and have undone a move of another deployment.
+                self.passed[self.revision], failure = False, str(error)
+                self.remove_tags()
             self.move_to_the_newest(manifest.generation(before), known)
         finally:
-            self.take_the_tags_off()
-        if failure or not self.answers.get(self.revision, True):
+            self.remove_tags()
+        if failure or not self.passed.get(self.revision, True):
             raise Failed(failure or f"{self.revision} did not pass.")
 
     def move_to_the_newest(self, seen: int, known: set[str]) -> None:
-        """Move the traffic to the newest build that passes, until no other deployment came in between.
+        """Move the traffic to the newest build that passes; repeat if another deployment changed the service meanwhile.
 
-        `seen` is the service's generation before the last change made here. A change by another deployment in
-        between shows as a generation that is not the next one: what it moved may have been put back by mistake, so
-        the revisions that are not in `known` are asked, too.
+        seen: generation of the service before this deployment's last change. Another deployment's change in between
+        shows as a generation that is not the next one. Its move may have been undone by mistake, so the revisions that
+        are not in `known` are checked, too.
         """
         revisions, moved = {self.revision}, ""
         while True:
-            if manifest.generation(self.look()) != seen + 1:
+            if manifest.generation(self.read_service()) != seen + 1:
                 revisions |= self.ready_revisions() - known
             elif moved:
                 return
-            chosen = next((revision for revision in sorted(revisions, reverse=True) if self.ask(revision)), "")
+            chosen = next((revision for revision in sorted(revisions, reverse=True) if self.check(revision)), "")
             if chosen == moved:
                 return
-            service = self.look()
-            self.refuse_if_a_newer_build_serves(service, chosen)
+            service = self.read_service()
+            self.refuse_older_build(service, chosen)
             seen, moved = manifest.generation(service), chosen
-            # Older builds' tags, too: those deployments were killed, or will be refused.
+            # Includes the tags of older builds: those deployments were killed, or will be refused.
             done = {
                 tag
                 for tag, revision in manifest.tags(service).items()
@@ -108,60 +111,62 @@ class Rollout:
             }
             self.update_traffic(f"--to-revisions={chosen}=100", *without(done))
 
-    def ask(self, revision: str) -> bool:
-        """Return whether the server of a revision passes at the URL of its tag; each is asked once."""
-        if revision not in self.answers:
-            self.answers[revision] = self.ask_once(revision) or (not self.has_tag(revision) and self.ask_once(revision))
-        return self.answers[revision]
+    def check(self, revision: str) -> bool:
+        """Return whether a revision passes the check at the URL of its tag. Each revision is checked once."""
+        if revision not in self.passed:
+            self.passed[revision] = self.check_once(revision) or (
+                not self.has_tag(revision) and self.check_once(revision)
+            )
+        return self.passed[revision]
 
-    def ask_once(self, revision: str) -> bool:
-        tag, service = manifest.tag_of(revision), self.look()
-        # Another deployment that began before this one does not know the tag, and takes it off.
+    def check_once(self, revision: str) -> bool:
+        tag, service = manifest.tag_of(revision), self.read_service()
+        # A deployment that began before this one does not know the tag, and may have removed it.
         if manifest.tags(service).get(tag) != revision:
             self.tags.add(tag)
             self.update_traffic(f"--update-tags={tag}={revision}")
-            service = self.look()
+            service = self.read_service()
         url = manifest.url_of(service, tag)
         return bool(url) and self.passes(url, service["status"]["url"])
 
     def has_tag(self, revision: str) -> bool:
-        return manifest.tags(self.look()).get(manifest.tag_of(revision)) == revision
+        return manifest.tags(self.read_service()).get(manifest.tag_of(revision)) == revision
 
-    def refuse_if_a_newer_build_serves(self, service: Any, revision: str) -> None:
+    def refuse_older_build(self, service: Any, revision: str) -> None:
         for other in manifest.serving(service):
             if manifest.is_newer(other, revision):
                 raise Failed(f"{other}, which serves, is of a newer build than {revision}: it stays.")
 
-    def take_the_tags_off(self) -> None:
-        """A tag on a revision that never got ready would keep the whole service from being ready."""
+    def remove_tags(self) -> None:
+        """Remove this deployment's tags: one on a revision that never got ready keeps the whole service from ready."""
         try:
-            if found := self.tags_that_are_set():
+            if found := self.tags_set():
                 self.update_traffic(*without(found))
         except Failed as error:
-            # The service may not get ready for another reason, although the tags are off.
+            # The command may fail because the service is not ready for another reason, although the tags are removed.
             with suppress(Failed):
-                if not self.tags_that_are_set():
+                if not self.tags_set():
                     return
             print(f"The tags {', '.join(sorted(self.tags))} could not be taken off: {error}", file=sys.stderr)
 
-    def tags_that_are_set(self) -> set[str]:
-        targets = self.look().get("spec", {}).get("traffic", [])
+    def tags_set(self) -> set[str]:
+        targets = self.read_service().get("spec", {}).get("traffic", [])
         return self.tags & {target.get("tag") for target in targets}
 
     def report(self) -> tuple[bool, str]:
-        """Read anew what serves: return whether this image has all the traffic, and sentences about it."""
+        """Read the state again; return whether this image has all the traffic, and a description."""
         try:
-            shares = manifest.serving(self.look())
+            shares = manifest.serving(self.read_service())
         except Failed as error:
-            return False, f"What serves now could not be read ({error}). {self.to_go_on()}"
+            return False, f"What serves now could not be read ({error}). {self.next_steps()}"
         text = ", ".join(f"{revision} ({percent} %)" for revision, percent in shares.items())
         if shares != {self.revision: 100}:
-            return False, f"{f'Traffic goes to {text}' if text else 'Nothing serves'}. {self.to_go_on()}"
-        if not self.answers.get(self.revision, False):
-            return False, f"{text} serves, unchecked: nothing served before. {self.to_go_on()}"
+            return False, f"{f'Traffic goes to {text}' if text else 'Nothing serves'}. {self.next_steps()}"
+        if not self.passed.get(self.revision, False):
+            return False, f"{text} serves, unchecked: nothing served before. {self.next_steps()}"
         return True, f"{text} serves."
 
-    def to_go_on(self) -> str:
+    def next_steps(self) -> str:
         where = f"{self.service} --region {self.region}"
         return (
             f"Logs: gcloud run services logs read {where}; to go on, repeat this deployment; to choose what serves: "
@@ -169,13 +174,13 @@ class Rollout:
             f"gcloud run services update-traffic {where} --to-revisions REVISION=100"
         )
 
-    def look(self) -> Any:
-        """The service; {} if it does not exist. Not describe, which fails then as for a missing permission."""
+    def read_service(self) -> Any:
+        """Return the service, or {} if it does not exist. `describe` would fail then as without permission."""
         found = json.loads(self.gcloud(*f"run services list --region {self.region} --format json".split()))
         return next((service for service in found if service["metadata"]["name"] == self.service), {})
 
     def ready_revisions(self) -> set[str]:
-        """Revisions of this program that have passed their startup probe."""
+        """Return the revisions made by this program that have passed their startup probe."""
         found = self.gcloud(
             *f"run revisions list --service {self.service} --region {self.region} --format json".split()
         )
@@ -183,14 +188,14 @@ class Rollout:
         return {name for name in ready if manifest.REVISION.search(name)}
 
     def replace(self, text: str) -> None:
-        """Returns when the new revision has passed its startup probe; fails if it does not."""
+        """Deploy the manifest, and wait until the new revision has passed its startup probe; else raise Failed."""
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             self.gcloud("run", "services", "replace", file.name, "--region", self.region)
 
     def update_traffic(self, *options: str) -> None:
-        """May be done twice: gcloud reads and writes, and refuses where another deployment wrote in between."""
+        """Change the traffic. May be repeated: gcloud refuses it if another deployment wrote in between."""
         self.gcloud("run", "services", "update-traffic", self.service, "--region", self.region, *options)
 
 
@@ -199,7 +204,7 @@ def without(tags: set[str]) -> list[str]:
 
 
 def gcloud(*arguments: str) -> str:
-    """Standard output of a command of gcloud, whose messages go where ours go. All but `replace` are tried again."""
+    """Run gcloud and return its standard output; its messages go to stderr. All but `replace` are retried."""
     for left in reversed(range(1 if "replace" in arguments else TRIES)):
         done = subprocess.run(["gcloud", *arguments], stdout=subprocess.PIPE, text=True)
         if done.returncode == 0:
@@ -212,8 +217,8 @@ def gcloud(*arguments: str) -> str:
 def smoke(options: list[str], url: str, audience: str) -> bool:
     """Return whether deploy/smoke.py passes, with an identity token for a private service.
 
-    Service accounts name the token's audience, users cannot; a public service needs no token. Why there is none
-    matters only where the check fails.
+    Service accounts must name the token's audience, users cannot. A public service needs no token, so the reason why
+    there is none is printed only if the check fails.
     """
     token, refusals = "", ""
     for audiences in ([f"--audiences={audience}"], []):
@@ -222,7 +227,7 @@ def smoke(options: list[str], url: str, audience: str) -> bool:
             token = done.stdout.strip()
             break
         refusals += done.stderr
-    # Not /readyz: Cloud Run's front end keeps some paths that end in z to itself. The startup probe has asked for it.
+    # Not /readyz: Cloud Run's front end reserves some paths that end in z. The startup probe has used it already.
     command = [sys.executable, str(Path(__file__).parent / "smoke.py"), url, "--ready-path", "/health", *options]
     passed = subprocess.run(command, env={**os.environ, "SMOKE_TOKEN": token}).returncode == 0
     if refusals and not passed:
@@ -260,7 +265,9 @@ def interrupt(number: int, _: Any) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Deploy an image to Cloud Run; traffic moves once it has answered.")
+    parser = argparse.ArgumentParser(
+        description="Deploy an image to Cloud Run; traffic moves after it has passed a check."
+    )
     parser.add_argument("service", type=service_name)
     parser.add_argument("region")
     parser.add_argument("image", type=image_with_digest, help="with its digest, like REPOSITORY@sha256:…")

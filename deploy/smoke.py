@@ -1,4 +1,6 @@
-"""Check a running server from outside; standard library only, so that the image itself can run it.
+"""Smoke test: checks a running server over HTTP: model, quality, vectors, dialects, errors.
+
+It uses the standard library only, so that the image itself can run it.
 
 python deploy/smoke.py URL            exit status 0 or 1; SMOKE_TOKEN: an identity token for a private service;
                                       SMOKE_API_KEY: one of the server's keys, or its whole API_KEY
@@ -28,27 +30,27 @@ INT8_NEIGHBOURS = 0.9
 TEXTS = ["動的計画法", "グラフ理論", "深さ優先探索"]
 RETRY_SECONDS = 2
 REQUEST_SECONDS = 30
-# Limit for all checks together, once the server is ready: a byte a second would never reach a request's own limit.
+# Limit for all checks together once the server is ready: a slow byte now and then never reaches a request's timeout.
 CHECKS_SECONDS = 60
 MAX_ANSWER_BYTES = 1_000_000
-# An instance that starts or ends: worth two more tries.
+# Statuses of an instance that is starting or ending; the request is tried again.
 PASSING = (429, 502, 503, 504)
 TRIES = 3
-# A permission granted a moment ago takes some seconds to arrive; one that is missing will not come.
+# Statuses without permission. A new permission takes some seconds to become effective.
 DENIED = (401, 403)
 DENIED_SECONDS = 20
 
 
 class Failed(Exception):
-    """A check that was not passed; the message says which and how."""
+    """A check has failed; the message names it and the difference."""
 
 
 class TimeIsUp(Failed):
-    """The time for all of it has passed; not an OSError, which would be tried again."""
+    """The time limit has passed. It is not an OSError, which would be tried again."""
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer like any other: followed, it would take the identity token to another host."""
+    """Does not follow redirects: that would send the identity token to another host."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -58,12 +60,12 @@ OPENER = urllib.request.build_opener(NoRedirects)
 
 
 class Server:
-    """A server to ask; `token` is Cloud Run's identity token, `keys` the server's own API_KEY."""
+    """The server to check. token: Cloud Run's identity token. keys: the server's own API_KEY."""
 
     def __init__(self, url: str, token: str = "", keys: str = "") -> None:
         self.url = _checked(url).rstrip("/")
         key = keys.partition(",")[0].strip()
-        # Cloud Run takes its token from either header, and hands on the one that is not its own.
+        # Cloud Run accepts its token in either header, and forwards the other one.
         # https://cloud.google.com/run/docs/authenticating/service-to-service
         headers = {
             "X-Serverless-Authorization" if key else "Authorization": token,
@@ -72,7 +74,7 @@ class Server:
         self.headers = {name: f"Bearer {value}" for name, value in headers.items() if value}
 
     def ask(self, path: str, body: Any = None, seconds: float = REQUEST_SECONDS) -> tuple[int, Any]:
-        """Status and JSON of a GET, or of a POST with a body; None for what is not JSON."""
+        """Return status and JSON of a GET, or of a POST if there is a body; None for a response without JSON."""
         data = None if body is None else json.dumps(body).encode()
         headers = self.headers if data is None else {**self.headers, "Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, data, headers)
@@ -90,7 +92,7 @@ class Server:
             return status, None
 
     def get(self, path: str, body: Any = None) -> Any:
-        """The JSON of a 200, tried again where an instance starts or ends."""
+        """Return the JSON of a response with 200; retry while an instance starts or ends."""
         for left in reversed(range(TRIES)):
             status, answer = self.ask(path, body)
             if status not in PASSING or not left:
@@ -102,8 +104,10 @@ class Server:
 
 
 def ready(server: Server, path: str, seconds: float) -> str:
+    """Wait until the path answers 200; say so if that takes longer than a moment."""
     until = time.monotonic() + seconds
     denied_until = until
+    has_waited = False
     while True:
         try:
             status, answer = server.ask(path, seconds=max(1, min(REQUEST_SECONDS, until - time.monotonic())))
@@ -124,6 +128,9 @@ def ready(server: Server, path: str, seconds: float) -> str:
                 )
         if now >= until:
             raise Failed(f"{path} did not answer 200 within {seconds:g} s; last: {last}.")
+        if not has_waited:
+            print(f"waiting for {path}, up to {seconds:g} s; so far: {last}", file=sys.stderr, flush=True)
+            has_waited = True
         time.sleep(min(RETRY_SECONDS, seconds))
 
 
@@ -203,7 +210,7 @@ def errors(server: Server) -> str:
 def _checked(url: str) -> str:
     try:
         parts = urllib.parse.urlsplit(url)
-        # the port is read only when it is asked for
+        # the attribute port raises ValueError for a wrong one
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and parts.path in ("", "/"):
             return url
     except ValueError:
@@ -218,7 +225,7 @@ def _short(answer: Any) -> str:
 
 
 def within(seconds: float, what: str) -> None:
-    """From now on, TimeIsUp is raised after these seconds, wherever the program is. Unix, main thread."""
+    """Raise TimeIsUp after these seconds from now, wherever the program is then. Unix, main thread."""
 
     def stop(*_: Any) -> None:
         raise TimeIsUp(f"{what} did not end within {seconds:g} s.")
@@ -236,7 +243,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         server = Server(options.url, os.environ.get("SMOKE_TOKEN", ""), os.environ.get("SMOKE_API_KEY", ""))
-        # A little more than the wait, whose own message says more.
+        # A little longer than the wait, whose own message has more details.
         within(options.timeout + 2 * RETRY_SECONDS, f"an answer of {options.ready_path}")
         print("ok:", ready(server, options.ready_path, options.timeout), flush=True)
         within(CHECKS_SECONDS, "the checks")

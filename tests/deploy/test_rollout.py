@@ -205,7 +205,7 @@ def test_gcloud_knows_what_is_run_and_what_is_said(rollout: ModuleType) -> None:
     runs[1].step()
     runs[0].step()
     calls = [call for run in runs for call in run.calls if not call.startswith("ask")]
-    said = re.findall(r"gcloud (run [^;,]*)", runs[0].rollout.to_go_on())
+    said = re.findall(r"gcloud (run [^;,]*)", runs[0].rollout.next_steps())
     assert len(said) == 3 and any("--update-tags" in call for call in calls)
     assert [problem for command in [*calls, *said] for problem in gcloud.problems(command.split())] == []
 
