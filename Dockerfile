@@ -59,6 +59,9 @@ COPY requirements/build.txt requirements/torch requirements/torch.txt requiremen
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf \
     pip install --quiet --require-hashes -r requirements/build.txt \
     && sh requirements/torch pip install --quiet
+# The parts of the engine that export and quantization import.
+COPY app/errors.py app/
+COPY app/engine/__init__.py app/engine/manifest.py app/engine/unigram.py app/engine/
 COPY build build
 COPY --from=source / /source/
 ARG MODEL
@@ -78,9 +81,8 @@ FROM model AS verified
 ARG MODEL
 ARG REVISION
 ARG MODEL_NAME
-# All of app/ that build/ imports: an edit of the server or of a route proves nothing anew.
+# The whole engine, which the verification runs. An edit of the server or of a route does not rerun it.
 COPY app/engine app/engine
-COPY app/errors.py app/
 # The source is there already: nothing is downloaded.
 RUN HF_HUB_OFFLINE=1 /opt/venv/bin/python -m build.verify --model "$MODEL" ${REVISION:+--revision "$REVISION"} \
     ${MODEL_NAME:+--name "$MODEL_NAME"}

@@ -1,6 +1,6 @@
 """Gunicorn's settings: `gunicorn` in this folder starts the server."""
 
-# Before everything else: modules that are imported first would keep the blocking functions.
+# First of all imports: modules imported earlier would keep the blocking functions.
 from gevent import monkey
 
 monkey.patch_all()
@@ -18,31 +18,32 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-# In a container this is process 1, whose signals the kernel drops while nobody handles them: a stop
-# during the start would be lost. Gunicorn's own handlers replace this one, and a reload must not undo that.
+# In a container this is process 1: the kernel drops its signals while it has no handler, so a stop during the start
+# would be lost. Gunicorn's own handler replaces this one later, and a reload must not undo that.
 if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
 
-# Before numpy is imported: its products here are small, a pool of threads only costs memory.
+# Read when numpy is imported. The matrices here are small: a thread pool would only use memory.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Folder of heartbeat files, and of the metrics: on a real disk they can block a worker.
+# Folder of heartbeat files and metrics, in memory: writes to a disk can block a worker.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 PREFIX = "embedding-metrics-"
-# File that the server's processes keep locked as long as one of them lives.
+# File in the metrics folder that all processes of a server keep locked while they live.
 OWNER = "owner"
-# Free bytes that a folder needs: a worker has less than 1 MB there, and would be killed (SIGBUS) without them.
+# Free space required for the metrics folder, bytes. A worker uses less than 1 MB; without room the kernel would kill it
+# (SIGBUS).
 MIN_FREE_BYTES = 16_000_000
-# Fewest open files to start a worker with, which counts its own (app/server/worker.py).
+# Lowest limit of open files to start with; app/server/open_files.py checks it again in each worker.
 MIN_FILES = 32
 
 
 def _make_metrics_folder():
-    """Make the folder where workers keep their metrics and name it in the environment, once in this process.
+    """Create the folder of the workers' metrics and put its path into the environment, once per server.
 
-    Without room there is none, and each worker reports its own. Folders of servers that were killed are removed.
+    Without room for it, each worker reports only its own metrics. Folders of killed servers are removed.
     """
     folder = Path(worker_tmp_dir or tempfile.gettempdir(), f"{PREFIX}{os.getpid()}")
     if os.environ.get(FOLDER) == str(folder):  # a reload
@@ -53,7 +54,9 @@ def _make_metrics_folder():
             shutil.rmtree(other, ignore_errors=True)
     try:
         folder.mkdir(0o700)
-        owner = os.open(folder / OWNER, os.O_CREAT | os.O_RDWR, 0o600)  # open, and locked, until the last process ends
+        owner = os.open(
+            folder / OWNER, os.O_CREAT | os.O_RDWR, 0o600
+        )  # stays open and locked until the last process exits
         fcntl.flock(owner, fcntl.LOCK_SH)
         space = os.statvfs(folder)
         if space.f_bavail * space.f_frsize < MIN_FREE_BYTES:
@@ -66,17 +69,17 @@ def _make_metrics_folder():
 
 
 def _remove_metrics_folder(folder, owner_pid):
-    if os.getpid() == owner_pid:  # not in a worker
+    if os.getpid() == owner_pid:  # not when a worker exits
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_used(folder):
-    """Return whether a process of the server that made it lives, or may live."""
+    """Return whether a process of the server that created the folder is alive, or may be."""
     try:
         owner = os.open(folder / OWNER, os.O_RDWR)
-    except FileNotFoundError:  # just made, or an older version's
+    except FileNotFoundError:  # just created, or by an older version
         return Path(f"/proc/{folder.name.removeprefix(PREFIX)}").exists()
-    except OSError:  # another user's
+    except OSError:  # owned by another user
         return True
     try:
         fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +90,7 @@ def _is_used(folder):
         os.close(owner)
 
 
-# Before prometheus_client is imported, which looks for the folder.
+# Before the import of prometheus_client, which reads the path.
 _make_metrics_folder()
 
 from gunicorn.arbiter import Arbiter
@@ -108,7 +111,7 @@ if "THREADS" in os.environ:
         "WARNING", "THREADS has no effect any more: take it out. CPUS sets how many texts are computed at once.", {}
     )
 
-# Connections beyond the soft limit of open files would be refused, where the system allows more.
+# Raises the soft limit of open files to the hard limit: each connection needs a file.
 with suppress(OSError, ValueError):
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 if (files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < MIN_FILES:
@@ -118,36 +121,36 @@ wsgi_app = "app:create_app()"
 bind = f"0.0.0.0:{settings.port}"
 worker_class = Worker
 workers = settings.web_concurrency
-# Connections of a worker; over it those that never sent anything are closed first (app/server/connection.py).
+# Connections of a worker. Over this limit, those that never sent anything are closed first (app/server/connections.py).
 worker_connections = 2048 + settings.max_queue
-# It would wait for a client that does not read for ever.
+# Off: sendfile would wait for ever for a client that does not read.
 sendfile = False
 loglevel = settings.log_level
 logger_class = logs.Logger
 # The app is loaded once and shared copy-on-write.
 preload_app = True
-# Load balancers keep connections open and reuse them: closing first gives their clients 502s.
+# Seconds. Load balancers reuse connections; closing them first would give their clients 502.
 keepalive = 75
-# Cloud Run kills 10 s after SIGTERM.
+# Seconds. Cloud Run sends SIGKILL 10 s after SIGTERM.
 graceful_timeout = 8
-# Silence of a worker, seconds, not of a request: workers beat while their threads work.
+# Seconds without a heartbeat of a worker; long requests do not stop the heartbeat.
 timeout = 60
-# The longest that Gunicorn allows: GET /embed?q= has its text in it.
+# Bytes, the most that Gunicorn allows: GET /embed?q= has its text in the URL.
 limit_request_line = 8190
-# A client's SCRIPT_NAME means nothing here.
+# A client must not set SCRIPT_NAME.
 forwarder_headers = ""
-# Proxies say whether a client came by https; that means nothing here either, so no address has to be compared.
+# No response has a URL with a scheme, so the scheme headers of proxies are ignored and no address is compared.
 forwarded_allow_ips = "*"
 secure_scheme_headers = {}
-# The parser that app/server/ was tested with, even where the faster one is installed.
+# The parser that app/server/ is tested with, even if Gunicorn's C parser is installed.
 http_parser = "python"
-# It would be opened under $HOME, which a read-only container has not.
+# The socket would be created under $HOME, which a read-only container does not have.
 control_socket_disable = True
 
 
 def on_starting(server):
-    """Report at once that the port is busy; Gunicorn itself tries for five seconds and logs it ten times."""
-    if "GUNICORN_FD" in os.environ:  # an upgrade in place takes over the socket
+    """Exit at once if the port is busy; Gunicorn would retry for five seconds with ten log lines."""
+    if "GUNICORN_FD" in os.environ:  # an in-place upgrade inherits the socket
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -158,7 +161,7 @@ def on_starting(server):
 
 
 def when_ready(server):
-    """Log what is served, and keep what is loaded out of the garbage collector's reach, for workers to share it."""
+    """Log the first line, and freeze loaded objects: workers share memory that the garbage collector leaves alone."""
     logs.write("INFO", *ops.startup_message(server.app.wsgi()))
     gc.freeze()
 
@@ -169,15 +172,15 @@ def child_exit(server, worker):
 
 
 def pre_fork(server, worker):
-    """Make the metrics' folder again, if it is gone: without it a worker cannot start."""
+    """Create the metrics folder again if it was deleted: a worker cannot start without it."""
     if folder := os.environ.get(FOLDER):
         os.makedirs(folder, 0o700, exist_ok=True)
 
 
 def post_worker_init(worker):
-    """Open the session after the fork: its threads would not survive one."""
+    """Open the session after the fork, which its threads would not survive."""
     try:
         worker.open()
     except BootError as error:
         worker.log.critical("%s", error)
-        sys.exit(Arbiter.WORKER_BOOT_ERROR)  # stops the server instead of trying for ever
+        sys.exit(Arbiter.WORKER_BOOT_ERROR)  # stops the server instead of restarting the worker for ever

@@ -15,13 +15,13 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings | None = None, encoder: Encoder | None = None) -> Flask:
-    """Put the parts together. Without arguments: from the environment and the model folder it names.
+    """Create the Flask app: settings, encoder, routes, access rules, error handlers, documentation and metrics.
 
-    The encoder opens its session at the first text, or when `Encoder.open` is called: after
-    Gunicorn's fork.
+    settings: None reads the environment. encoder: None loads the model folder that the settings name. The encoder
+    opens its session later, with `Encoder.open` after Gunicorn's fork or at the first text.
 
     Raises:
-        BootError: a malformed setting, or a model folder that is not whole.
+        BootError: a setting is malformed, or the model folder is not complete.
     """
     settings = settings or Settings.from_env(os.environ)
     if encoder is None:
@@ -35,15 +35,15 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
             cache_size=settings.cache_size,
         )
     app = Flask(__name__, static_folder=None)
-    app.url_map.merge_slashes = False  # an unknown path is an error in JSON, not a page that leads elsewhere
+    app.url_map.merge_slashes = False  # an unknown path gets 404 in JSON, not a redirect
     app.extensions["settings"] = settings
     app.extensions["encoder"] = encoder
-    # A worker replaces both: whether it is shutting down, and how to count what it has answered.
+    # Replaced by a worker: whether it is shutting down, and counting of the requests that it has answered.
     app.extensions["shutting_down"] = lambda: False
-    app.extensions["count"] = lambda: None
+    app.extensions["count_answered"] = lambda: None
     for dialect in (native, openai, tei, bigquery, ops):
         app.register_blueprint(dialect.blueprint)
-    # Paths of dialects that add fields to the body of an error.
+    # Path -> function of its dialect that adds fields to the body of an error.
     app.extensions["error_fields"] = {
         rule.rule: dialect.error_fields
         for dialect in (native, tei, bigquery)

@@ -20,13 +20,13 @@ CSP_DENY_ALL = "default-src 'none'; frame-ancestors 'none'"
 
 
 def register(app: Flask, settings: Settings) -> None:
-    """Ask for a key before everything else, and complete every answer."""
+    """Check the API key before each request, and add the headers of each response."""
 
     @app.before_request
-    def begin() -> None:
+    def check_key() -> None:
         environ, rule = request.environ, request.url_rule
         context: RequestContext | None = environ.get(CONTEXT)
-        if context is None:  # there is no server around the app, as in tests
+        if context is None:  # the app runs without the server, as in tests
             context = environ[CONTEXT] = RequestContext()
             context.read_environ(environ)
             context.error_fields = app.extensions["error_fields"].get(context.path)
@@ -38,7 +38,7 @@ def register(app: Flask, settings: Settings) -> None:
             )
 
     @app.after_request
-    def complete(response: Response) -> Response:
+    def add_headers(response: Response) -> Response:
         context: RequestContext = request.environ[CONTEXT]
         headers = response.headers
         for name, value in SECURITY_HEADERS.items():
@@ -59,7 +59,7 @@ def register(app: Flask, settings: Settings) -> None:
 
 
 def cors(origins: tuple[str, ...], origin: str) -> dict[str, str]:
-    """Return the headers that let a page read the answer: https://fetch.spec.whatwg.org/#http-cors-protocol"""
+    """Return the headers that let a web page read the response: https://fetch.spec.whatwg.org/#http-cors-protocol"""
     if ANY in origins:
         return {"Access-Control-Allow-Origin": ANY, "Access-Control-Expose-Headers": EXPOSED_HEADERS}
     if origin not in origins:
@@ -68,13 +68,13 @@ def cors(origins: tuple[str, ...], origin: str) -> dict[str, str]:
 
 
 def _is_public() -> bool:
-    # A browser asks before it sends the key.
+    # OPTIONS: a browser's preflight request never has the key.
     return request.method == "OPTIONS" or request.path in PUBLIC_PATHS or request.path.startswith(PUBLIC_PREFIX)
 
 
 def _has_key(keys: tuple[str, ...]) -> bool:
     scheme, _, key_sent = request.headers.get("Authorization", "").partition(" ")
-    found = False
-    for key in keys:  # all of them, so that the time does not tell which one
-        found |= hmac.compare_digest(key_sent.strip().encode("utf-8", "replace"), key.encode())
-    return found and scheme.lower() == "bearer"
+    matches = False
+    for key in keys:  # compares with every key, so that the time does not show which one matched
+        matches |= hmac.compare_digest(key_sent.strip().encode("utf-8", "replace"), key.encode())
+    return matches and scheme.lower() == "bearer"

@@ -1,4 +1,4 @@
-"""RequestContext: what is known of one request, from its arrival to its response, for headers, log line and metrics."""
+"""RequestContext: the facts of one request that headers, log line and metrics use."""
 
 import os
 import re
@@ -11,9 +11,9 @@ from app.engine.runner import Runner
 
 # Key of the context in the WSGI environ.
 CONTEXT = "embedding.context"
-# Route label of a path that is not in the app's list: labels of metrics must be few.
+# Route label of unknown paths: a metric must have few labels.
 OTHER = "other"
-LENGTH = re.compile(r"[0-9]{1,15}")  # int() refuses some of what isdigit() takes
+LENGTH = re.compile(r"[0-9]{1,15}")  # isdigit() accepts characters that int() refuses
 REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 # https://www.w3.org/TR/trace-context/#traceparent-header
 TRACEPARENT = re.compile(
@@ -27,11 +27,11 @@ ErrorFields = Callable[["RequestContext", int, str], dict[str, Any]]
 
 
 class RequestContext:
-    """One request. Times are seconds of time.monotonic(), durations seconds.
+    """Facts of one request. Times are seconds of time.monotonic(), durations seconds.
 
     route: the app's rule, or OTHER. stages: duration of each of STAGES that the request went through.
-    runner: computes for this request; None where the encoder's own does.
-    error_fields: of the dialect. origin: of the page that asks, if any.
+    runner: computes this request's texts; None: the encoder's own runner.
+    error_fields: function of the dialect that adds fields to an error. origin: the Origin header, or "".
     """
 
     STAGES = ("queue", "tokenize", "inference", "serialize")
@@ -64,9 +64,9 @@ class RequestContext:
         self.ended = 0.0
 
     def read_environ(self, environ: Mapping[str, Any]) -> None:
-        """Take over what the request says of itself."""
+        """Set the fields that come from the request line and the headers."""
         self.method = environ["REQUEST_METHOD"]
-        # WSGI's strings are bytes in disguise (PEP 3333).
+        # WSGI decodes bytes as Latin-1 (PEP 3333).
         self.path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
         self.protocol = environ.get("SERVER_PROTOCOL", "")
         self.remote = environ.get("REMOTE_ADDR", "")
@@ -76,18 +76,18 @@ class RequestContext:
         length = environ.get("CONTENT_LENGTH") or ""
         self.request_bytes = int(length) if LENGTH.fullmatch(length) else 0
         self.identify(environ.get("HTTP_X_REQUEST_ID", ""))
-        if found := TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", "")):
-            self.trace, self.span = found["trace"], found["span"]
-        elif found := CLOUD_TRACE.fullmatch(environ.get("HTTP_X_CLOUD_TRACE_CONTEXT", "")):
-            span = int(found["span"] or 0)
-            self.trace, self.span = found["trace"].lower(), f"{span:016x}" if 0 < span < 2**64 else ""
+        if match := TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", "")):
+            self.trace, self.span = match["trace"], match["span"]
+        elif match := CLOUD_TRACE.fullmatch(environ.get("HTTP_X_CLOUD_TRACE_CONTEXT", "")):
+            span = int(match["span"] or 0)
+            self.trace, self.span = match["trace"].lower(), f"{span:016x}" if 0 < span < 2**64 else ""
 
     def identify(self, request_id: str = "") -> None:
         """Keep the client's own X-Request-Id, or make a new one."""
         self.request_id = request_id if REQUEST_ID.fullmatch(request_id) else os.urandom(8).hex()
 
     def add(self, result: Embeddings) -> None:
-        """Add what the encoder did for this request. The wait for a turn counts as queue, not as inference."""
+        """Add the encoder's counts and times. The wait for a free thread counts as queue, not as inference."""
         waited = min(result.queue_seconds, result.inference_seconds)
         for stage, seconds in (
             ("queue", waited),
@@ -101,12 +101,12 @@ class RequestContext:
         self.cache_hits += result.cache_hits
 
     def finish(self, status: int, response_bytes: int) -> None:
-        """Note the response. ended: seconds of time.time(). seconds: since the request arrived."""
+        """Record the response. Sets ended, seconds of time.time(), and seconds, the time since the request arrived."""
         self.status = status
         self.response_bytes = response_bytes
         self.seconds = time.monotonic() - self.arrived
         self.ended = time.time()
 
     def server_timing(self) -> str:
-        """Return the header of that name, in milliseconds: https://www.w3.org/TR/server-timing/"""
+        """Return the value of the Server-Timing header, in milliseconds: https://www.w3.org/TR/server-timing/"""
         return ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in self.stages.items())

@@ -1,20 +1,20 @@
-"""The exceptions of this service, pure: what they are in HTTP is in http_errors.py.
+"""The exceptions of this service. app/http_errors.py maps them to HTTP statuses.
 
 BootError                 the server cannot start (no HTTP: one line on stderr)
 ServiceError              a request cannot be answered
 ├── InvalidRequest        the request itself is wrong
 │   └── InvalidText       one of the texts is wrong
-│       └── TextTooLong   over MAX_LENGTH with truncate false, or a book without white space
+│       └── TextTooLong   over MAX_LENGTH with truncate false, or too long without white space
 ├── Unauthorized          no API key, or a wrong one
-├── UnknownModel          another model than the one that is served
-├── TooLarge              more texts than MAX_TEXTS, or than can be computed in time
-├── UnsupportedMedia      the body is not JSON by its headers
-├── QueueFull             too many requests wait already
-│   └── TooManyBytes      or their bodies take too much memory
-├── DeadlineExceeded      the time for the request was up before its work was done
-│   └── ShuttingDown      the same, because the server ends
-├── ClientGone            the client has left before its answer
-└── NotReady              the model has not proved itself on this CPU (yet), or its files have changed
+├── UnknownModel          the request names a model that is not served
+├── TooLarge              more texts than MAX_TEXTS, or more than can be computed in time
+├── UnsupportedMedia      the headers say that the body is not JSON
+├── QueueFull             too many requests are waiting
+│   └── TooManyBytes      the bodies of waiting requests take too much memory
+├── DeadlineExceeded      the request's deadline passed before its vectors were computed
+│   └── ShuttingDown      the same, because the server is shutting down
+├── ClientGone            the client disconnected before its response
+└── NotReady              the model has not passed its self-check on this CPU, or its files have changed
 """
 
 # Longest client-supplied value quoted in an error message, characters.
@@ -24,14 +24,14 @@ MAX_QUOTED_CHARACTERS = 60
 class BootError(RuntimeError):
     """The server cannot start; the message is one line that says why and what to do.
 
-    A RuntimeError, since Gunicorn prints the line of these and leaves the stack trace out.
+    It is a RuntimeError because Gunicorn prints these without a stack trace.
     """
 
 
 class ServiceError(Exception):
     """A request cannot be answered; the message is a sentence for the client.
 
-    param is the field or parameter that is wrong, if it is one.
+    param: the field or parameter that is wrong, or None.
     """
 
     def __init__(self, message: str, param: str | None = None) -> None:
@@ -66,26 +66,26 @@ class Unauthorized(ServiceError):
 
 
 class UnknownModel(ServiceError):
-    """Another model is asked for than the one that is served."""
+    """The request names a model that is not served."""
 
 
 class TooLarge(ServiceError):
-    """There are more texts than allowed, or than can be computed in time."""
+    """The request has more texts than allowed, or more than can be computed in time."""
 
 
 class UnsupportedMedia(ServiceError):
-    """The body is not JSON by its headers."""
+    """The headers say that the body is not JSON."""
 
 
 class QueueFull(ServiceError):
-    """Too many requests wait already. limit: how many may."""
+    """Too many requests are waiting. limit: MAX_QUEUE."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"The queue is full: {limit} requests wait already (MAX_QUEUE). Try again later.")
 
 
 class TooManyBytes(QueueFull):
-    """The bodies of requests that wait already take too much memory. limit: bytes."""
+    """The bodies of waiting requests take too much memory. limit: bytes."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
@@ -93,7 +93,7 @@ class TooManyBytes(QueueFull):
 
 
 class DeadlineExceeded(ServiceError):
-    """The time for the request was up. done: texts of `texts` that have their vectors."""
+    """The request's deadline has passed. done: how many of `texts` texts have their vectors."""
 
     def __init__(self, done: int, texts: int) -> None:
         super().__init__(
@@ -103,12 +103,12 @@ class DeadlineExceeded(ServiceError):
 
 
 class ShuttingDown(DeadlineExceeded):
-    """The time for the request was up because the server ends."""
+    """The request was ended because the server is shutting down."""
 
 
 class ClientGone(ServiceError):
-    """The client has left before its answer."""
+    """The client disconnected before its response."""
 
 
 class NotReady(ServiceError):
-    """The model has not proved itself on this CPU yet, or its files have changed."""
+    """The model has not passed its self-check on this CPU, or its files have changed."""

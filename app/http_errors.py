@@ -1,4 +1,4 @@
-"""Errors as HTTP: the one map from exceptions to statuses, and the one shape of an error's body."""
+"""Errors as HTTP responses: the map from exceptions to statuses, and the JSON body of every error."""
 
 import logging
 from http import HTTPStatus
@@ -12,14 +12,14 @@ from app import errors
 from app.context import CONTEXT, RequestContext
 from app.errors import MAX_QUOTED_CHARACTERS, ServiceError
 
-# Retry-After in seconds: until the queue is shorter, and until another worker is ready.
+# Retry-After, seconds: when requests are waiting, and when the server is not ready.
 QUEUE_RETRY_SECONDS = 1
 RETRY_AFTER_SECONDS = 5
-# nginx's status of a client that left before its answer; in logs and metrics only.
+# nginx's status for a client that disconnected before its response; in logs and metrics only.
 CLIENT_CLOSED_REQUEST = 499
 INTERNAL_ERROR = "Something went wrong inside the server; its log says what."
 
-# Status and code of each exception; a subclass that is not here has those of its base.
+# Exception -> status and code. A subclass that is not listed has those of its base class.
 HTTP: dict[type[Exception], tuple[int, str]] = {
     errors.InvalidRequest: (HTTPStatus.BAD_REQUEST, "invalid_request"),
     errors.TextTooLong: (HTTPStatus.BAD_REQUEST, "text_too_long"),
@@ -34,7 +34,7 @@ HTTP: dict[type[Exception], tuple[int, str]] = {
     errors.NotReady: (HTTPStatus.SERVICE_UNAVAILABLE, "not_ready"),
     Exception: (HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error"),
 }
-# Seconds by the code of an error.
+# Error code -> Retry-After, seconds.
 RETRY_AFTER = {
     "queue_full": QUEUE_RETRY_SECONDS,
     "deadline_exceeded": QUEUE_RETRY_SECONDS,
@@ -51,7 +51,7 @@ def status_and_code(error: Exception) -> tuple[int, str]:
 
 
 def error_body(context: RequestContext, status: int, message: str, code: str, param: str | None = None) -> bytes:
-    """Return the one shape of an error, as JSON, with the fields that the dialect's clients read beside it."""
+    """Return the JSON body of an error, with the fields that the dialect adds for its clients."""
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     if context.error_fields is not None:
@@ -60,7 +60,7 @@ def error_body(context: RequestContext, status: int, message: str, code: str, pa
 
 
 def register(app: Flask) -> None:
-    """Answer every error of every route as JSON."""
+    """Register the handlers that answer every error with JSON."""
 
     @app.errorhandler(ServiceError)
     def service_error(error: ServiceError) -> Response:
@@ -76,7 +76,7 @@ def register(app: Flask) -> None:
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
-        # werkzeug's own: 404, 405, 413, a redirect to the canonical URL, …
+        # raised by werkzeug: 404, 405, 413, a redirect to the canonical URL, …
         original = error.get_response()
         status = HTTPStatus(error.code or 500)
         response = Response(original.get_data(), status, original.headers)
@@ -99,7 +99,7 @@ def _response(status: int, message: str, code: str, param: str | None = None) ->
 
 
 def _sentence(error: HTTPException, app: Flask) -> str:
-    """Return werkzeug's error as a sentence, with the value that was sent and what is allowed."""
+    """Return a sentence for werkzeug's error that names the value sent and what is allowed."""
     path = request.path
     if len(path) > MAX_QUOTED_CHARACTERS:
         path = f"{path[:MAX_QUOTED_CHARACTERS]}…"

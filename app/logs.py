@@ -1,6 +1,6 @@
-"""Log lines on stderr, for Cloud Logging or for people (LOG_FORMAT). No text, vector or key is in them.
+"""Log lines on stderr, as JSON for Cloud Logging or as text (LOG_FORMAT). They never contain a text, vector or key.
 
-The names of the fields: https://cloud.google.com/logging/docs/structured-logging#structured_logging_special_fields
+Field names: https://cloud.google.com/logging/docs/structured-logging#structured_logging_special_fields
 """
 
 import logging
@@ -22,7 +22,7 @@ PROBES = ("/health", "/healthz", "/readyz")
 # Longest client-supplied value in a line, characters.
 MAX_CHARACTERS = 200
 
-# Characters that break a line, move a terminal's cursor or reverse what is shown.
+# Control characters: they break a line, move a terminal's cursor or reverse the text direction.
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _project = ""
 
 
 def _write_directly(line: bytes) -> None:
-    with suppress(OSError):  # nobody reads it
+    with suppress(OSError):  # stderr is closed
         os.write(2, line)
 
 
@@ -40,32 +40,32 @@ _output: Callable[[bytes], None] = _write_directly
 
 
 def set_output(output: Callable[[bytes], None]) -> None:
-    """Give each line to output(line) from now on, instead of writing it to stderr."""
+    """Pass each line to output(line) from now on, instead of writing it to stderr."""
     global _output
     _output = output
 
 
 def configure(log_format: str, log_level: str, project: str) -> None:
-    """Set up one handler for everything: this app, Gunicorn and the libraries.
+    """Set up one log handler for this app, Gunicorn and the libraries.
 
-    project: of Google Cloud, whose traces the lines belong to; may be empty.
+    project: the Google Cloud project of the trace field, or "".
     """
     global _format, _level, _project
     _format, _level, _project = log_format, logging.getLevelNamesMapping()[log_level.upper()], project
     handler = _Handler()
     handler.setFormatter(_Formatter())
     logging.root.handlers = [handler]
-    logging.root.setLevel(max(_level, logging.INFO))  # the libraries' debug lines are not this server's
+    logging.root.setLevel(max(_level, logging.INFO))  # no debug lines of libraries
     logging.getLogger("app").setLevel(_level)
     logging.captureWarnings(True)
 
 
 class Logger(gunicorn.glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
-    """Gunicorn's logger, writing to the same handler as the others."""
+    """Gunicorn's logger, writing to the root handler."""
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
-        self.error_log.setLevel(max(self.error_log.level, logging.INFO))  # its debug lines have parts of requests
+        self.error_log.setLevel(max(self.error_log.level, logging.INFO))  # its debug lines quote requests
         self.error_log.handlers = []
         self.error_log.propagate = True
 
@@ -83,11 +83,11 @@ class _Formatter(logging.Formatter):
         message = record.getMessage()
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)
-        return line(record.levelname, message, {}, record.created).rstrip("\n")
+        return format_line(record.levelname, message, {}, record.created).rstrip("\n")
 
 
-def line(severity: str, message: str, fields: dict[str, Any], at: float) -> str:
-    """Return one line in the format that is set; at: seconds of time.time()."""
+def format_line(severity: str, message: str, fields: dict[str, Any], at: float) -> str:
+    """Return one line in the configured format. at: seconds of time.time()."""
     now = datetime.fromtimestamp(at, UTC)
     if _format == "json":
         content = {"severity": severity, "time": now, "message": message, **fields}
@@ -97,10 +97,10 @@ def line(severity: str, message: str, fields: dict[str, Any], at: float) -> str:
 
 
 def write(severity: str, message: str, fields: dict[str, Any], at: float | None = None) -> None:
-    """Write a line as one piece, without the cost of logging's records."""
+    """Write one line directly: the logging module's records cost more CPU."""
     if logging.getLevelNamesMapping()[severity] < _level:
         return
-    _output(line(severity, message, fields, time.time() if at is None else at).encode("utf-8", "replace"))
+    _output(format_line(severity, message, fields, time.time() if at is None else at).encode("utf-8", "replace"))
 
 
 def log_request(context: RequestContext) -> None:
@@ -112,7 +112,7 @@ def log_request(context: RequestContext) -> None:
         severity = "DEBUG"
     if logging.getLevelNamesMapping()[severity] < _level:
         return
-    path = CONTROLS.sub(lambda found: repr(found[0])[1:-1], context.path[:MAX_CHARACTERS])[:MAX_CHARACTERS]
+    path = CONTROLS.sub(lambda match: repr(match[0])[1:-1], context.path[:MAX_CHARACTERS])[:MAX_CHARACTERS]
     message = f"{context.method} {path} {context.status} in {context.seconds * 1e3:.1f} ms"
     ms = {stage: round(seconds * 1e3, 3) for stage, seconds in context.stages.items()}
     fields: dict[str, Any] = {"requestId": context.request_id, "route": context.route}
@@ -125,7 +125,7 @@ def log_request(context: RequestContext) -> None:
         fields["ms"] = {**ms, "total": round(context.seconds * 1e3, 3)}
         fields["httpRequest"] = {
             "requestMethod": context.method,
-            "requestUrl": path,  # without the query, which may be a text
+            "requestUrl": path,  # without the query, which may contain a text
             "requestSize": str(context.request_bytes),
             "status": context.status,
             "responseSize": str(context.response_bytes),
@@ -134,7 +134,7 @@ def log_request(context: RequestContext) -> None:
             "latency": f"{context.seconds:.6f}s",
             "protocol": context.protocol,
         }
-        if context.forwarded_for:  # remoteIp is then a proxy's; whoever asks may write here what they like
+        if context.forwarded_for:  # not verified: clients can send any value
             fields["forwardedFor"] = context.forwarded_for[:MAX_CHARACTERS]
         if context.trace:
             trace = f"projects/{_project}/traces/{context.trace}" if _project else context.trace

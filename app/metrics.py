@@ -1,7 +1,7 @@
-"""The Prometheus series of GET /metrics, right across all workers, dead ones too.
+"""The Prometheus series of GET /metrics, summed over all workers, exited ones included.
 
-Each worker writes its values into files in memory (PROMETHEUS_MULTIPROC_DIR, which gunicorn.conf.py makes); the worker
-that answers GET /metrics adds them up. Without that folder a worker reports its own.
+Each worker writes its values to files in a memory file system (PROMETHEUS_MULTIPROC_DIR, created by gunicorn.conf.py).
+The worker that answers GET /metrics adds them up. Without that folder a worker reports only its own values.
 """
 
 import fcntl
@@ -30,11 +30,11 @@ METHODS = ("GET", "POST")
 STATUSES = ("200", "400", "401", "408", "413", "415", "429", "499", "500", "503")
 # Excluded from the latency histogram: the client decides how long these take.
 UNTIMED = (408, 499)
-# Codes of errors that are due to load.
+# Error codes of requests that were rejected because of load.
 REJECTIONS = ("queue_full", "deadline_exceeded", "shutting_down")
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-# Room for series that only some workers have, such as of unusual statuses.
+# Room in a file for series that only some workers have, e.g. of rare statuses, bytes.
 NEW_KEYS_BYTES = 64 * 1024
 LOCK_TRIES, LOCK_SECONDS = 20, 0.05
 
@@ -44,50 +44,51 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 logger = logging.getLogger(__name__)
 _served: tuple[str, ...] = ()
 _enabled = True
-# The order in which requests for the text arrive and texts are begun; the last text and its place in that order.
-_order = itertools.count()
-_turn = threading.Lock()
+# Sequence numbers of requests for the text and of renderings; the last text with the number of its rendering.
+_sequence = itertools.count()
+_render_lock = threading.Lock()
 _rendered = -1, b""
 _registry = CollectorRegistry()
-requests = Counter(
-    "embedding_requests", "Requests that were answered.", ["method", "route", "status"], registry=_registry
-)
+requests = Counter("embedding_requests", "Answered requests.", ["method", "route", "status"], registry=_registry)
 request_seconds = Histogram(
     "embedding_request_seconds",
-    "From the whole request to its answer; without those refused because of load, or not waited for.",
+    "Time from the whole request received to the response sent; without requests rejected because of load.",
     ["method", "route"],
     buckets=SECONDS,
     registry=_registry,
 )
 stage_seconds = Histogram(
     "embedding_stage_seconds",
-    "Parts of the time of a request that computes: queue, tokenize, inference, serialize.",
+    "Time of each stage of requests that compute: queue, tokenize, inference, serialize.",
     ["stage"],
     buckets=SECONDS,
     registry=_registry,
 )
-texts = Counter("embedding_texts", "Texts that got a vector.", registry=_registry)
-tokens = Counter("embedding_tokens", "Their tokens, before truncation.", registry=_registry)
-truncated = Counter("embedding_truncated_texts", "Texts that were cut at MAX_LENGTH.", registry=_registry)
+texts = Counter("embedding_texts", "Texts whose vector was returned.", registry=_registry)
+tokens = Counter("embedding_tokens", "Tokens of these texts, before truncation.", registry=_registry)
+truncated = Counter("embedding_truncated_texts", "Texts truncated at MAX_LENGTH.", registry=_registry)
 cache_hits = Counter("embedding_cache_hits", "Texts whose vector was in the cache.", registry=_registry)
-refused = Counter("embedding_refused_requests", "Requests refused because of load.", ["reason"], registry=_registry)
+refused = Counter("embedding_refused_requests", "Requests rejected because of load.", ["reason"], registry=_registry)
 queue = Gauge(
-    "embedding_queue_requests", "Requests that wait for a slot.", multiprocess_mode="livesum", registry=_registry
+    "embedding_queue_requests", "Requests that wait for a free slot.", multiprocess_mode="livesum", registry=_registry
 )
 queue_limit = Gauge(
-    "embedding_queue_limit_requests", "How many may (MAX_QUEUE).", multiprocess_mode="livesum", registry=_registry
-)
-in_flight = Gauge(
-    "embedding_in_flight_requests",
-    "Requests that wait or are being answered.",
+    "embedding_queue_limit_requests",
+    "Highest number of waiting requests (MAX_QUEUE).",
     multiprocess_mode="livesum",
     registry=_registry,
 )
-slots = Gauge("embedding_slots", "Texts computed at once.", multiprocess_mode="livesum", registry=_registry)
+in_flight = Gauge(
+    "embedding_in_flight_requests",
+    "Requests that are waiting or being answered.",
+    multiprocess_mode="livesum",
+    registry=_registry,
+)
+slots = Gauge("embedding_slots", "Texts computed at the same time.", multiprocess_mode="livesum", registry=_registry)
 workers = Gauge("embedding_workers", "Worker processes.", multiprocess_mode="livesum", registry=_registry)
 build_info = Gauge(
     "embedding_build_info",
-    "What is served; always 1.",
+    "Version and model that are served; always 1.",
     ["version", "model", "revision", "precision", "recipe", "stand_in"],
     multiprocess_mode="max",
     registry=_registry,
@@ -95,9 +96,9 @@ build_info = Gauge(
 
 
 def declare(routes: Iterable[tuple[str, str]], version: str, model_folder: ModelFolder) -> None:
-    """Make all series at zero: rates and alerts need a first value.
+    """Create all series with the value zero: rates and alerts need a first value.
 
-    routes: method and rule of each.
+    routes: (method, rule) pairs.
     """
     for method, route in [*routes, *((method, OTHER) for method in METHODS)]:
         request_seconds.labels(method, route)
@@ -116,7 +117,7 @@ def declare(routes: Iterable[tuple[str, str]], version: str, model_folder: Model
 
 
 def start_worker(capacity: int, max_queue: int) -> None:
-    """Make the files of a new worker. Without room for them it has no metrics of its own, and serves."""
+    """Create the files of a new worker. Without room for them the worker serves without metrics."""
     global _enabled
     if folder := os.environ.get(FOLDER):
         try:
@@ -133,7 +134,7 @@ def start_worker(capacity: int, max_queue: int) -> None:
 
 
 def _reserve(folder: Path) -> None:
-    """Give this process's files their bytes now, as many as the parent's have: a write without room would kill it."""
+    """Allocate this process's files, as large as the parent's. A later write without room would kill it (SIGBUS)."""
     for model in folder.glob(f"*_{os.getppid()}.db"):
         own = model.with_name(model.name.replace(f"_{os.getppid()}.", f"_{os.getpid()}."))
         try:
@@ -146,7 +147,7 @@ def _reserve(folder: Path) -> None:
 
 
 def set_load(waiting: int, served: int) -> None:
-    """Set the gauges of this worker: requests that wait, and all that are being served."""
+    """Set the gauges of this worker: waiting requests, and all requests in flight."""
     if _enabled:
         queue.set(waiting)
         in_flight.set(served)
@@ -154,7 +155,7 @@ def set_load(waiting: int, served: int) -> None:
 
 @cache
 def _series(metric: Any, *labels: str) -> Any:
-    """Return one of a metric's series; the library's own look-up takes as long as counting."""
+    """Return one series of a metric, cached: the library's lookup takes as long as counting."""
     return metric.labels(*labels)
 
 
@@ -166,7 +167,9 @@ def observe(context: RequestContext) -> None:
     _series(requests, method, context.route, str(context.status)).inc()
     if context.error in REJECTIONS:
         _series(refused, context.error).inc()
-    elif context.status not in UNTIMED:  # nor a refusal's few milliseconds, which would hide what the others wait
+    elif (
+        context.status not in UNTIMED
+    ):  # rejections are excluded, too: their few milliseconds would hide how long the others wait
         _series(request_seconds, method, context.route).observe(context.seconds)
     if not context.texts:
         return
@@ -181,9 +184,9 @@ def observe(context: RequestContext) -> None:
 
 
 def remove_worker(pid: int) -> None:
-    """Drop the gauges of an exited worker, and add its counts to those of other exited ones.
+    """Drop the gauges of an exited worker, and add its counts to the file of exited workers.
 
-    Its files are removed; a thousand of them would fill the memory that they are in, and /metrics reads all.
+    The worker's files are removed: they use memory, and GET /metrics reads every file.
     """
     folder = os.environ.get(FOLDER)
     if folder is None:
@@ -194,20 +197,20 @@ def remove_worker(pid: int) -> None:
             for kind in ("counter", "histogram"):
                 _add(Path(folder, f"{kind}_{pid}.db"), Path(folder, f"{kind}_dead.db"))
             Path(folder, f"gauge_max_{pid}.db").unlink(missing_ok=True)
-    except Exception:  # the server goes on, with some files more
+    except Exception:  # the server continues with the files in place
         logger.exception("the counts of worker %d stay in files of their own", pid)
 
 
 def _add(own: Path, sums: Path) -> None:
-    """Add the values of one file to another, and remove it."""
+    """Add the values of the file `own` to the file `sums`, and remove `own`."""
     if not own.is_file():
         return
     part = sums.with_suffix(".part")
     part.unlink(missing_ok=True)
     if sums.is_file():
         shutil.copy(sums, part)
-    # All of it now: a write where there is no room would kill this process. Nearly all keys are in both, since the
-    # series are made before the fork.
+    # Allocated now: a later write without room would kill this process (SIGBUS). Nearly all keys are in both files,
+    # since the series are created before the fork.
     with part.open("ab") as file:
         os.posix_fallocate(file.fileno(), 0, max(file.tell(), own.stat().st_size + NEW_KEYS_BYTES))
     values = MmapedDict(str(part))  # type: ignore[no-untyped-call]
@@ -220,24 +223,24 @@ def _add(own: Path, sums: Path) -> None:
 
 @contextmanager
 def _locked(how: int) -> Iterator[None]:
-    """Keep files from being made and removed while they are read; wait a second at most."""
+    """Hold the folder's lock (fcntl.LOCK_SH to read, LOCK_EX to change), after waiting one second at most."""
     with Path(os.environ[FOLDER], "lock").open("a") as file:
         for _ in range(LOCK_TRIES):
             with suppress(BlockingIOError):
                 fcntl.flock(file, how | fcntl.LOCK_NB)
                 break
-            time.sleep(LOCK_SECONDS)  # its holder may be stopped, and must not stop others
+            time.sleep(LOCK_SECONDS)  # the holder may be suspended: continue without the lock in the end
         yield
 
 
 def render() -> bytes:
-    """Return all series, as text. Requests that wait while one text is made share the next: each takes some 10 ms."""
+    """Return all series as text. Concurrent requests share one rendering, which takes about 10 ms."""
     global _rendered
-    arrived = next(_order)
-    with _turn:
-        time.sleep(0)  # in the server: lets those arrive that are there already
+    arrived = next(_sequence)
+    with _render_lock:
+        time.sleep(0)  # yields to gevent, so that requests already received get a number first
         if _rendered[0] < arrived:
-            _rendered = next(_order), _text()
+            _rendered = next(_sequence), _text()
         return _rendered[1]
 
 

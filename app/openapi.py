@@ -1,4 +1,4 @@
-"""GET /docs: Flasgger with a current Swagger UI, everything served from here."""
+"""GET /docs and GET /openapi.json: Flasgger with a vendored Swagger UI, without external requests."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -9,7 +9,7 @@ from flasgger import Swagger
 from flask import Flask, Response, make_response
 
 HERE = Path(__file__).parent
-# Swagger UI shows icons from data: URLs; nothing else is let in. The styles that its script sets are not "inline".
+# Content policy of /docs: Swagger UI needs icons from data: URLs; styles set by its script do not count as inline.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -33,7 +33,7 @@ CONFIG = {
 
 def register(app: Flask) -> None:
     """Serve /docs and /openapi.json."""
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # the documented order is the one to show
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # keeps the order of openapi.yml
     Swagger(app, config=CONFIG, template_file=str(HERE / "openapi.yml"), decorators=[_with_policy])
 
 

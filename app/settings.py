@@ -1,4 +1,4 @@
-"""Settings, read once from the environment. A malformed value stops the boot and names the variable."""
+"""Settings, read once from the environment. A malformed value stops the start with a sentence naming the variable."""
 
 import math
 import re
@@ -14,11 +14,11 @@ from app.errors import BootError
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("json", "text")
 CPUS_PER_WORKER = 4
-# Longest silence of a client in the middle of a request or of its answer, seconds.
+# Longest pause of a client while it sends a request or reads a response, seconds.
 RECEIVE_SECONDS = 10
-# Settings of several items, separated by commas: pattern of an item, and how that is said in an error.
+# Settings with comma-separated items: pattern of an item, and its description in an error.
 KEY = (re.compile(r"[\x21-\x7e]+"), "a key is printable ASCII characters without spaces")
-# As browsers send them: https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
+# Origins as browsers send them: https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
 HOST = r"(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d+)?"
 ORIGIN = (
     re.compile(rf"\*|https?://{HOST}"),
@@ -28,7 +28,7 @@ ORIGIN = (
 
 @dataclass(frozen=True)
 class Settings:
-    """Each field is the environment variable of its name in capitals."""
+    """The settings. The environment variable of a field is its name in capitals."""
 
     model_dir: Path = Path("model")
     model_path: Path = Path("model_int8.onnx")
@@ -42,7 +42,7 @@ class Settings:
     max_queue: int = field(default=512, metadata={"min": 1, "unit": "requests"})
     request_deadline: int = field(default=60, metadata={"min": 1, "unit": "seconds"})
     cache_size: int = field(default=4096, metadata={"min": 0})
-    # Never shown: neither in a log nor in an error.
+    # secret: the value never appears in a log line or an error.
     api_key: tuple[str, ...] = field(default=(), repr=False, metadata={"secret": True, "items": KEY})
     cors_origins: tuple[str, ...] = field(default=(), metadata={"items": ORIGIN})
     log_level: str = field(default="info", metadata={"choices": LOG_LEVELS})
@@ -50,7 +50,7 @@ class Settings:
     google_cloud_project: str = ""
 
     def __post_init__(self) -> None:
-        # One worker process for every 4 CPUs: workers cost memory, threads share it.
+        # One worker process for every 4 CPUs: a worker costs memory, its threads share it.
         if not self.web_concurrency:
             object.__setattr__(self, "web_concurrency", math.ceil(self.cpus / CPUS_PER_WORKER))
 
@@ -64,7 +64,7 @@ class Settings:
         """Read the settings; an empty variable counts as not set.
 
         Raises:
-            BootError: a malformed value; the message names the variable.
+            BootError: a value is malformed; the message names the variable.
         """
         values = {}
         for item in fields(cls):
@@ -89,7 +89,7 @@ def _parse(name: str, text: str, kind: Any, limits: dict[str, Any]) -> Any:
         return text.lower()
     least, most = limits["min"], limits.get("max", math.inf)
     expected = f"a whole number from {least} to {most}" if "max" in limits else f"a whole number of at least {least}"
-    # isdecimal() would let other scripts' digits in, int() also underscores
+    # isdecimal() accepts digits of other scripts, int() underscores
     if not (text.isascii() and text.isdigit() and len(text) < 19) or not least <= int(text) <= most:
         raise BootError(f"{name} is {text!r}; it must be {expected}.")
     return int(text)
@@ -99,6 +99,6 @@ def _items(name: str, text: str, allowed: re.Pattern[str], description: str, sec
     items = tuple(item.strip() for item in text.split(","))
     for number, item in enumerate(items, 1):
         if not allowed.fullmatch(item):
-            found = f"Item {number} of {name} is not one of its kind" if secret else f"{name} has {item!r}"
-            raise BootError(f"{found}: {description}; items are separated by commas.")
+            problem = f"Item {number} of {name} is not one of its kind" if secret else f"{name} has {item!r}"
+            raise BootError(f"{problem}: {description}; items are separated by commas.")
     return items

@@ -1,13 +1,13 @@
-"""A sentence-transformers folder -> model_fp32.onnx + tokenizer/ + the facts the graph does not say.
+"""A sentence-transformers folder -> model_fp32.onnx, tokenizer/ and ModelFacts.
 
-Exported is the one-text graph: `input_ids (seq,) int64` in, `embedding (dim,) float32` out,
-pooling and the model's own normalization inside. It has no batch axis, no padding and no
-mask, so that a text's vector cannot depend on its neighbours. Arithmetic that does not
-depend on the text is done here, once.
+The exported graph computes one text: `input_ids (seq,) int64` in, `embedding (dim,) float32` out, with pooling and
+the model's own normalization. It has no batch axis, no padding and no mask, so a text's vector cannot depend on other
+texts. Arithmetic that does not depend on the text is done once, at export.
 
     python -m build.export_onnx [--model MODEL] [--revision REV] [--out DIR]
 """
 
+import argparse
 import json
 import math
 import sys
@@ -20,20 +20,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from build import BuildError, files, pieces
-from build.pieces import TOKENIZER
+from app.engine.manifest import TOKENIZER
+from build import BuildError, cli, files, unigram
+from build.source import Source, fetch
 
-OPSET = 17  # the first one with LayerNormalization
+OPSET = 17  # the first opset with LayerNormalization
 FP32 = "model_fp32.onnx"
 POOLING_MODES = ("mean", "cls")
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a server must know of a model and its graph does not say.
+def main() -> int:
+    """Run `python -m build.export_onnx`: source and export alone; return the exit code."""
+    parser = cli.parser("python -m build.export_onnx")
+    cli.add_model(parser)
+    return cli.run(_main, parser.parse_args())
 
-    dimension: of the embedding. max_positions: the longest input in tokens, specials
-    included. max_seq_length: where sentence-transformers itself truncates, in tokens.
+
+def _main(options: argparse.Namespace) -> None:
+    with cli.no_progress_bar() as bar:
+        source = fetch(options.model, options.revision, options.fallback)
+        cli.warn(source.warning)
+        run_step(source, options.out, bar)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Facts about a model that the server needs and that are not in its graph.
+
+    dimension: length of a vector. max_positions: longest input, tokens, special tokens included. max_seq_length: length
+    at which sentence-transformers truncates, tokens.
     """
 
     dimension: int
@@ -48,8 +63,8 @@ class Facts:
 class OneText(nn.Module):
     """BertModel + pooling (+ normalization) for one unpadded text.
 
-    Equal to the original in exact arithmetic. Folded at export: the token type's row into
-    the positions, 1/sqrt(head dimension) into Q, and Q, K and V into one matrix.
+    Equal to the original in exact arithmetic. Folded at export: the token type's row into the positions,
+    1/sqrt(head dimension) into Q, and Q, K and V into one matrix.
     """
 
     def __init__(self, bert: Any, pooling: str, normalize: bool) -> None:
@@ -97,7 +112,7 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(seq, hidden) -> (seq, hidden)."""
-        # constant shapes (-1 for seq) keep shape arithmetic out of the graph
+        # constant shapes (-1 for seq) need no shape arithmetic in the graph
         q, k, v = self.qkv(x).view(-1, 3, self.heads, self.head_dim).permute(1, 2, 0, 3)  # (heads, seq, head_dim)
         weights = torch.softmax(q @ k.transpose(1, 2), dim=-1)  # (heads, seq, seq)
         context = (weights @ v).transpose(0, 1).reshape(-1, self.heads * self.head_dim)
@@ -107,7 +122,7 @@ class _Layer(nn.Module):
 
 
 class _Linear(nn.Module):
-    """x @ weight + bias with weight (in, out): exported as MatMul, which the quantizer knows, not Gemm."""
+    """x @ weight + bias with weight (in, out): exported as MatMul and Add, which build/graph.py reads."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -123,8 +138,17 @@ class _Linear(nn.Module):
         return y
 
 
+def run_step(source: Source, out: Path, bar: Any) -> tuple[Any, ModelFacts]:
+    """Export as a step of the build, with its line of progress; return the SentenceTransformer and its facts."""
+    with cli.step("export", bar) as report:
+        model = load(source.folder)
+        facts = export(model, out)
+        report(cli.sizes(out, FP32, TOKENIZER))
+    return model, facts
+
+
 def load(folder: Path) -> Any:
-    """The folder as a SentenceTransformer on the CPU, the reference of everything here.
+    """Return the folder as a SentenceTransformer on the CPU: the reference of export and verification.
 
     Raises:
         BuildError: sentence-transformers cannot load it.
@@ -140,11 +164,11 @@ def load(folder: Path) -> Any:
         raise BuildError(f"sentence-transformers cannot load {folder}: {error}") from error
 
 
-def inspect(model: Any) -> Facts:
-    """Read a model's facts; refuse by name whatever the one-text graph does not express.
+def inspect(model: Any) -> ModelFacts:
+    """Return a model's facts. Refuse what the one-text graph does not support.
 
     Raises:
-        BuildError: a module, pooling, architecture or option that is not supported.
+        BuildError: a module, pooling, architecture or option is not supported; the message names it.
     """
     from sentence_transformers.base.modules.normalize import Normalize
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -171,7 +195,7 @@ def inspect(model: Any) -> Facts:
         if value != supported:
             raise BuildError(f"The model's {option} is {value!r}; supported is {supported!r}.")
     max_positions = int(config.max_position_embeddings)
-    return Facts(
+    return ModelFacts(
         dimension=int(config.hidden_size),
         max_positions=max_positions,
         max_seq_length=min(int(model.max_seq_length or max_positions), max_positions),
@@ -182,18 +206,18 @@ def inspect(model: Any) -> Facts:
     )
 
 
-def export(model: Any, out: Path) -> Facts:
+def export(model: Any, out: Path) -> ModelFacts:
     """Write OUT/model_fp32.onnx (+ .data) and OUT/tokenizer/.
 
     Raises:
-        BuildError: the model is not supported; nothing was written.
+        BuildError: the model is not supported. Nothing was written.
     """
     import onnx
 
     facts = inspect(model)
     graph = OneText(model[0].auto_model, facts.pooling, facts.normalize).eval()
     with files.replacing(out, FP32, f"{FP32}.data") as part, torch.no_grad(), warnings.catch_warnings():
-        # The TorchScript exporter is the one whose graph was measured; it says that it is the older one.
+        # The TorchScript exporter, whose graph was measured; it warns that it is deprecated.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             graph,
@@ -205,28 +229,26 @@ def export(model: Any, out: Path) -> Facts:
             opset_version=OPSET,
             dynamo=False,
         )
-        # Large tensors go beside the graph, where they are memory-mapped.
+        # Large tensors are stored beside the graph, so that they are memory-mapped.
         proto = onnx.load(part / FP32)
         (part / FP32).unlink()
-        # what quantization must know and cannot see
+        # facts that the quantization needs and that are not in the graph
         prompt = facts.prompts[facts.default_prompt_name] if facts.default_prompt_name else ""
         known = {"heads": graph.layers[0].heads, "pooling": facts.pooling, "normalize": facts.normalize}
         onnx.helper.set_model_props(proto, {**{key: str(value) for key, value in known.items()}, "prompt": prompt})
         onnx.save_model(proto, part / FP32, save_as_external_data=True, location=f"{FP32}.data", size_threshold=1024)
     with files.replacing(out, TOKENIZER) as part:
         (part / TOKENIZER).write_text(tokenizer_json(model), encoding="utf-8")
-    pieces.write(out)
+    unigram.write(out)
     return facts
 
 
 def tokenizer_json(model: Any) -> str:
-    """The tokenizer as compact JSON, without padding and truncation: those are set at load."""
+    """Return the tokenizer as compact JSON, without padding and truncation, which are set at load."""
     content = json.loads(model.tokenizer.backend_tokenizer.to_str())
     content["padding"] = content["truncation"] = None
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 if __name__ == "__main__":
-    from build.__main__ import main_export
-
-    sys.exit(main_export())
+    sys.exit(main())

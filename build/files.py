@@ -1,7 +1,6 @@
-"""Writing files so that a killed build leaves no half-made one."""
+"""Files of a model folder: written so that a killed build leaves no incomplete folder that looks complete."""
 
 import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
@@ -9,18 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.engine.manifest import MANIFEST
 from build import BuildError
 
 PART = ".part-"
-# What makes a model folder whole: written last, gone as soon as another file is replaced.
-SEAL = "manifest.json"
 
 
 @contextmanager
 def replacing(folder: Path, *names: str) -> Iterator[Path]:
-    """A folder beside the place of the files: write them there, and they are moved on leaving.
+    """Yield a temporary folder to write the named files to; on leaving, they are moved into `folder`.
 
-    On an exception nothing is moved, and the folder's seal holds. Names may hold a subfolder.
+    The manifest, which marks a folder as complete, is removed before the first move. On an exception nothing is moved
+    and the manifest stays. Names may include a subfolder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder, prefix=PART))
@@ -28,7 +27,7 @@ def replacing(folder: Path, *names: str) -> Iterator[Path]:
         for name in names:
             (part / name).parent.mkdir(parents=True, exist_ok=True)
         yield part
-        (folder / SEAL).unlink(missing_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).chmod(0o644)
@@ -37,14 +36,20 @@ def replacing(folder: Path, *names: str) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def write_text(folder: Path, name: str, text: str) -> None:
+    """Replace one text file of a model folder."""
+    with replacing(folder, name) as part:
+        (part / name).write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other builds out of a folder.
 
     Raises:
-        BuildError: another build is at work in it.
+        BuildError: another build is running in it.
     """
-    made = not folder.exists()
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -55,18 +60,17 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if made and not any(folder.iterdir()):  # refused before anything was written
+        if is_new and not any(folder.iterdir()):  # the build failed before it wrote anything
             folder.rmdir()
         os.close(handle)
 
 
-def sha256(path: Path) -> str:
-    """A file's SHA-256, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def size(folder: Path, name: str) -> int:
+    """Return the bytes of a file and of its .data file."""
+    return sum(path.stat().st_size for path in (folder / name, folder / f"{name}.data") if path.is_file())
 
 
 def clean(folder: Path) -> None:
-    """Remove what a killed build left behind."""
+    """Remove the temporary folders of killed builds."""
     for part in folder.glob(f"{PART}*"):
         shutil.rmtree(part, ignore_errors=True)

@@ -1,12 +1,11 @@
-"""The one-text graph of INT8, written node by node: FP32 weights + quantized linear layers -> ONNX.
+"""The one-text graph of model_int8.onnx, written node by node from FP32 weights and quantized linear layers.
 
-Written rather than transformed, so that every node is there for a reason, the same input gives
-the same bytes, and a layer can be quantized in the way that it needs. docs/quantization.md says
-which forms were tried and what each node costs.
+The graph is written, not transformed: every node has a reason, the same input gives the same bytes, and each layer can
+have its own form. docs/quantization.md lists the forms that were tried and the cost of each node.
 
-No Softmax: ONNX Runtime's adds its terms in another order with AVX-512 than with AVX2. Every node
-used here gives the same bits on both, and the integer sums do not overflow on either (see
-build/rounding.py), so a text's vector is the same, bit for bit, on every x86-64 CPU that has AVX2.
+Softmax is not used: ONNX Runtime's adds its terms in another order with AVX-512 than with AVX2. Every operator used
+here gives the same bits with both, and the integer sums do not overflow with either (see build/gptq.py). So a text's
+vector is the same, bit for bit, on every x86-64 CPU with AVX2.
 """
 
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from build import BuildError
 
 OPSET = 17
-MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+MICROSOFT = "com.microsoft"  # domain of ONNX Runtime's own operators
 IR_VERSION = 10
 LINEARS = ("qkv", "attention_out", "feed_forward_in", "feed_forward_out")
 
@@ -39,12 +38,12 @@ class Linear:
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """The same in INT8: y = q(rotate(x * smooth)) @ (weight * scale) + bias + x[:, outliers] @ outlier_weight.
+    """A linear layer in INT8: y = q(rotate(x * smooth)) @ (weight * scale) + bias + x[:, outliers] @ outlier_weight.
 
     weight: (inputs, outputs) int8. scale: (outputs,) float32. bias: (outputs,).
-    smooth: (inputs,) or None for 1; 0 for the outliers. outliers: (k,) int64, computed in FP32.
-    rotation: length of the blocks of inputs that are rotated by a Hadamard matrix, 1 for none.
-    per_token: q takes a scale for each token, not one for the text.
+    smooth: (inputs,), 0 for the outliers; None: all 1. outliers: (k,) int64, channels computed in FP32.
+    rotation: length of the blocks of inputs rotated by a Hadamard matrix; 1: no rotation.
+    per_token: q uses a scale for each token instead of one for the text.
     """
 
     weight: NDArray[np.int8]
@@ -59,6 +58,8 @@ class QuantizedLinear:
 
 @dataclass(frozen=True)
 class Norm:
+    """A layer normalization. scale, bias: (hidden,)."""
+
     scale: Floats
     bias: Floats
     epsilon: float
@@ -68,23 +69,23 @@ class Norm:
 class Table:
     """The word embeddings (rows, hidden) as int8: value = code * step.
 
-    step: one for all of it, float32 (), or one for each row, (rows, 1).
+    step: one for the whole table, float32 (), or one for each row, (rows, 1).
     """
 
     codes: NDArray[np.int8]
     step: Floats
 
     def rows(self, ids: NDArray[np.int64]) -> "Table":
-        """The table of these words alone."""
+        """Return the table with the rows of these ids only."""
         return Table(self.codes[ids], self.step[ids] if self.step.ndim else self.step)
 
 
 @dataclass(frozen=True)
 class Network:
-    """What model_fp32.onnx holds.
+    """The contents of model_fp32.onnx.
 
-    words: (vocabulary, hidden). positions: (max positions, hidden). linears and norms by name,
-    such as `layers.0.qkv` and `layers.0.attention_norm`. prompt: the model's default one.
+    words: (vocabulary, hidden). positions: (max positions, hidden). linears, norms: by name, such as `layers.0.qkv` and
+    `layers.0.attention_norm`. prompt: the model's default prompt.
     """
 
     words: Floats
@@ -107,15 +108,15 @@ class Network:
 
 
 def read(path: Path) -> Network:
-    """Read what build/export_onnx.py wrote; tensors are found through the nodes, which carry the modules' names.
+    """Read a file of build/export_onnx.py. Tensors are found through the nodes, which carry the modules' names.
 
     Raises:
-        BuildError: it was written by an older version.
+        BuildError: the file was written by an older version.
     """
     model = onnx.load(path)
     tensors = {item.name: item for item in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "Identity" and node.input[0] in tensors:  # the exporter keeps equal tensors once
+        if node.op_type == "Identity" and node.input[0] in tensors:  # the exporter stores equal tensors once
             tensors[node.output[0]] = tensors[node.input[0]]
     facts = {item.key: item.value for item in model.metadata_props}
     if "heads" not in facts:
@@ -161,10 +162,10 @@ def write(
     metadata: Mapping[str, str] | None = None,
     show_inputs: bool = False,
 ) -> onnx.ModelProto:
-    """The graph `input_ids (seq,) int64` -> `embedding (hidden,) float32`.
+    """Return the graph `input_ids (seq,) int64` -> `embedding (hidden,) float32`.
 
-    table: in INT8, or in FP32 to measure the rest alone. linears: by name, each in INT8 or in FP32.
-    show_inputs: make each linear layer's input an output, by the layer's name, (seq, inputs).
+    table: INT8, or FP32 to measure the linear layers alone. linears: by name, each INT8 or FP32.
+    show_inputs: add each linear layer's input, (seq, inputs), as an output named like the layer.
     """
     graph = _Graph(network)
     graph.embed(table)
@@ -195,7 +196,7 @@ def write(
 
 
 def hadamard(length: int) -> Floats:
-    """The Hadamard matrix of a power of two, scaled to be orthogonal; it is its own inverse."""
+    """Return the Hadamard matrix of a power of two, scaled to be orthogonal: it is its own inverse."""
     matrix = np.ones((1, 1))
     while len(matrix) < length:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
@@ -204,7 +205,7 @@ def hadamard(length: int) -> Floats:
 
 
 class _Graph:
-    """Nodes and tensors as they come; `x` is the tensor with the hidden states, (seq, hidden)."""
+    """Graph under construction: its nodes and tensors. x: name of the hidden states' tensor, (seq, hidden)."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -232,7 +233,7 @@ class _Graph:
         else:
             self.node("Gather", [self.constant("words", table), "input_ids"], "word_rows")
         self.constant("positions", self.network.positions)
-        self.constant("first", np.array([0]))  # the axis of the tokens, and where positions start
+        self.constant("first", np.array([0]))  # axis of the tokens, and start of the positions
         self.node("Shape", ["input_ids"], "length")
         self.node("Slice", ["positions", "first", "length", "first"], "position_rows")
         self.node("Add", ["word_rows", "position_rows"], "rows")
@@ -244,7 +245,7 @@ class _Graph:
         self.x = self.node("LayerNormalization", [tensor, scale, bias], name, axis=-1, epsilon=norm.epsilon)
 
     def layer(self, name: str, linears: Mapping[str, Linear | QuantizedLinear]) -> list[tuple[str, str]]:
-        """Attention and feed-forward; returns (linear layer's name, its input)."""
+        """Add attention and feed-forward; return (name, input tensor) of each linear layer."""
         qkv, attention_out, feed_forward_in, feed_forward_out = (f"{name}.{linear}" for linear in LINEARS)
         inputs = [(qkv, self.x)]
         context = self.attend(name, self.linear(qkv, self.x, linears[qkv]))
@@ -260,7 +261,7 @@ class _Graph:
         return inputs
 
     def attend(self, name: str, qkv: str) -> str:
-        """(seq, 3 x hidden) -> (seq, hidden): softmax(Q K^T) V, where 1/sqrt(head dimension) is in Q's weights."""
+        """Add softmax(Q K^T) V: (seq, 3 x hidden) -> (seq, hidden). Q's weights include 1/sqrt(head dimension)."""
         network = self.network
         self.constant("qkv_shape", np.array([-1, 3, network.heads, network.head_dim]))
         self.constant("context_shape", np.array([-1, network.hidden]))
@@ -271,7 +272,7 @@ class _Graph:
         q, k, v = f"{name}.q", f"{name}.k", f"{name}.v"
         self.nodes.append(helper.make_node("Split", [split, "thirds"], [q, k, v], name=q, axis=0))
         scores = self.node("FusedMatMul", [q, k], f"{name}.scores", MICROSOFT, transB=1)
-        # softmax, in a form whose bits do not depend on the CPU
+        # softmax from operators whose bits do not depend on the CPU
         highest = self.node("ReduceMax", [scores], f"{name}.highest", axes=[-1], keepdims=1)
         powers = self.node("Exp", [self.node("Sub", [scores, highest], f"{name}.shifted")], f"{name}.powers")
         total = self.node("ReduceSum", [powers, "last"], f"{name}.total", keepdims=1)
@@ -322,7 +323,7 @@ class _Graph:
         else:
             self.node("Gather", [self.x, self.constant("cls", np.array(0))], output, axis=0)
         if normalize:
-            # as torch.nn.functional.normalize does, for a vector of zeros, too
+            # as torch.nn.functional.normalize, also for a vector of zeros
             length = self.node("ReduceL2", ["pooled"], "norm", keepdims=1)
             limit = self.constant("least_norm", np.array(1e-12, np.float32))
             self.node("Div", ["pooled", self.node("Max", [length, limit], "divisor")], "embedding")

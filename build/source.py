@@ -1,6 +1,6 @@
-"""MODEL -> a local sentence-transformers folder.
+"""Source: finds or downloads MODEL as a local sentence-transformers folder.
 
-MODEL is a hub id, a folder, or "stand-in".
+MODEL is an id of the Hugging Face hub, a folder, or "stand-in".
 """
 
 import hashlib
@@ -14,20 +14,20 @@ from pathlib import Path
 from build import BuildError, files, standin
 
 DEFAULT_MODEL = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
-# Its commit, which `make pins` writes; None: what its main branch is on the day of the build.
+# Commit of the default model, written by `make pins`; None: its main branch on the day of the build.
 DEFAULT_REVISION: str | None = None
 CACHE = Path(__file__).parent.parent / ".cache"
-# What sentence-transformers reads; hubs' folders also hold the same weights for other frameworks.
+# Files that sentence-transformers reads. Repositories also hold the same weights for other frameworks.
 TEXT_FILES = ["*.json", "*.txt", "*.model"]
 OTHER_FRAMEWORKS = ["onnx/*", "openvino/*", "coreml/*"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model on this disk and where it came from.
+    """A model on the local disk, and its origin.
 
-    model: the name to show, a hub id or a folder's name. revision: the hub's commit, or
-    None. stand_in: it is the offline model. warning: what everybody must know, or None.
+    model: name to show, a hub id or a folder's name. revision: the hub's commit, or None. stand_in: whether it is the
+    offline model. warning: sentence to show to every user of the model, or None.
     """
 
     folder: Path
@@ -38,20 +38,20 @@ class Source:
 
 
 def revision_of(model: str, revision: str | None) -> str | None:
-    """Return the revision that was asked for, or the default model's own."""
+    """Return the requested revision, or the default model's pinned one."""
     return revision or (DEFAULT_REVISION if model == DEFAULT_MODEL else None)
 
 
 def fetch(model: str, revision: str | None = None, fallback: str | None = None) -> Source:
-    """Bring MODEL to this disk.
+    """Find or download MODEL.
 
     Args:
         model: a hub id, a folder, or "stand-in".
         revision: the hub's branch, tag or commit; None: its main branch.
-        fallback: "stand-in" to go on with the stand-in where the hub cannot be reached.
+        fallback: "stand-in" uses the stand-in if the hub cannot be reached.
 
     Raises:
-        BuildError: no such model or folder, or the hub cannot be reached.
+        BuildError: the model or folder does not exist, or the hub cannot be reached.
     """
     if model == standin.NAME:
         return _stand_in(None)
@@ -111,7 +111,7 @@ def _download(model: str, revision: str | None) -> Source:
     try:
         info = HfApi().model_info(model, revision=revision, timeout=10)
         names = {file.rfilename for file in info.siblings or []}
-        # not by info.sha: only a branch's or tag's own name is found again without the hub
+        # by name, not by info.sha: the cache finds only branches and tags by name without the hub
         folder = snapshot_download(
             model, revision=revision, allow_patterns=_wanted(names), ignore_patterns=OTHER_FRAMEWORKS
         )
@@ -132,7 +132,7 @@ def _download(model: str, revision: str | None) -> Source:
         hub.LocalEntryNotFoundError,
         hub.OfflineModeIsEnabled,
         httpx2.HTTPError,
-        json.JSONDecodeError,  # a page of somebody in between
+        json.JSONDecodeError,  # a page of a proxy in between
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, hub.HfHubHTTPError) and error.response.status_code in (400, 401, 403, 404):
@@ -157,7 +157,7 @@ def _download(model: str, revision: str | None) -> Source:
 
 
 def _wanted(names: set[str]) -> list[str]:
-    """The patterns of the files to have of a repository of these."""
+    """Return patterns of the files to download from a repository with these files."""
     others = tuple(pattern.rstrip("*") for pattern in OTHER_FRAMEWORKS)
     has_safetensors = any(name.endswith(".safetensors") and not name.startswith(others) for name in names)
     return [*TEXT_FILES, "*.safetensors" if has_safetensors else "*pytorch_model*.bin"]

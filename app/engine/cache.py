@@ -1,4 +1,4 @@
-"""An exact least-recently-used cache."""
+"""Least-recently-used cache of computed texts."""
 
 import hashlib
 import threading
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 class TextCache(Generic[T]):
-    """Text -> what was computed for it; the entry unused for longest goes first.
+    """Maps a text to its computed entry. When full, it drops the entry that was unused for longest.
 
-    Keys are SHA-256 digests, so that long texts do not fill the memory; two texts with one
-    digest have never been found.
+    size: most entries; 0 turns the cache off. Keys are SHA-256 digests: long texts use no memory, and no two texts with
+    the same digest are known.
     """
 
     def __init__(self, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The CPU at hand: how much of it this process may use, and what it can do."""
+"""The CPU: how many cores this process may use, and which instructions it has."""
 
 import math
 import os
@@ -10,9 +10,9 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def available_cpus(cgroup: Path = CGROUP) -> int:
-    """CPUs that this process may use: the cgroup's quota, rounded up, or its affinity, whichever is less.
+    """Return the CPUs that this process may use: the cgroup's quota, rounded up, or the affinity, whichever is less.
 
-    os.cpu_count() gives the host's cores, which is wrong in a container.
+    os.cpu_count() returns the host's cores, which is wrong in a container.
     """
     if hasattr(os, "sched_getaffinity"):
         cpus = len(os.sched_getaffinity(0))
@@ -23,7 +23,7 @@ def available_cpus(cgroup: Path = CGROUP) -> int:
 
 
 def _quota(cgroup: Path) -> float | None:
-    """CPUs' worth of time per period, or None where it is not limited."""
+    """Return the cgroup's quota in CPUs, or None without a limit."""
     try:
         limit, period = (cgroup / "cpu.max").read_text().split()  # cgroup v2
     except (OSError, ValueError):
@@ -33,12 +33,12 @@ def _quota(cgroup: Path) -> float | None:
         except OSError:
             return None
     if not limit.isdigit() or not period.isdigit() or int(period) == 0:
-        return None  # "max" or -1
+        return None  # "max" or -1: no limit
     return int(limit) / int(period)
 
 
 def features(cpuinfo: Path = CPUINFO) -> dict[str, str | bool]:
-    """The machine's architecture and whether it multiplies INT8 in hardware (VNNI)."""
+    """Return the machine's architecture and its vector instructions (VNNI multiplies INT8 in hardware)."""
     try:
         words = set(cpuinfo.read_text().split())
     except OSError:

@@ -1,4 +1,4 @@
-"""Embeddings: what the encoder returns, vectors with their token counts."""
+"""Embeddings: the encoder's result, vectors with token counts and times."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ Ids = NDArray[np.int64]
 class Embeddings:
     """The result of `Encoder.encode` for n texts.
 
-    rows: n vectors of (dim,) float32, read-only; equal texts share one. tokens: token count of each text before
-    truncation, prompt and specials included. truncated: whether that is over max_length. tokenize_seconds and
-    inference_seconds: for all texts; the latter with queue_seconds, the wait for the first turn.
-    cache_hits: texts whose vector was in the cache.
+    rows: n vectors, (dim,) float32, read-only; equal texts share one. tokens: token count of each text before
+    truncation, prompt and special tokens included. truncated: whether that is over max_length.
+    tokenize_seconds, inference_seconds: times for all texts. queue_seconds: the part of inference_seconds before the
+    first text was computed. cache_hits: number of texts whose vector was in the cache.
     """
 
     rows: list[Vector]

@@ -1,4 +1,4 @@
-"""Encoder: texts -> vectors. The one object with state: tokenizer, cache and session."""
+"""Encoder: texts -> vectors. It owns the tokenizer, the cache and the session."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ from app.engine.session import Session
 from app.engine.tokenizer import Tokenized, Tokenizer
 from app.errors import BootError, InvalidRequest, NotReady, TextTooLong
 
-# Default of MAX_LENGTH, tokens. The build proves the model at this length.
+# Default of MAX_LENGTH, tokens. The build verifies the model at this length.
 MAX_LENGTH = 256
 
 
@@ -28,12 +28,12 @@ class Cached:
 
 
 class Encoder:
-    """Texts to vectors with one model.
+    """Computes vectors of texts with one model. Thread-safe.
 
-    Made before Gunicorn forks (the tokenizer is shared copy-on-write) and opened in each worker, since a session's
-    threads do not survive a fork. Safe to use from many threads.
+    It is created before Gunicorn forks, which shares the tokenizer copy-on-write, and opened in each worker, since a
+    session's threads do not survive a fork.
 
-    threads: how many texts its own runner computes at once, where a request brings no other runner.
+    threads: number of texts that its own runner computes at once; a request may bring a runner of its own.
 
     Raises:
         BootError: max_length is over the model's limit.
@@ -56,7 +56,7 @@ class Encoder:
             )
         self.model_folder = model_folder
         self.max_length = max_length
-        # Why nothing is encoded; None once the golden text gave its golden vector here.
+        # Reason why texts are refused; None once the self-check has passed.
         self.not_ready_reason: str | None = "The model is not open yet."
         self.tokenizer = tokenizer
         self._cache: TextCache[Cached] = TextCache(cache_size)
@@ -66,7 +66,7 @@ class Encoder:
 
     @classmethod
     def load(cls, model_folder: ModelFolder, **options: int) -> "Encoder":
-        """Load the tokenizer. The options are those of `Encoder`.
+        """Load the tokenizer and create the encoder. options: those of `Encoder`.
 
         Raises:
             BootError: the tokenizer cannot be read, or max_length is over the model's limit.
@@ -79,13 +79,13 @@ class Encoder:
 
     @property
     def dimension(self) -> int:
-        """Numbers in a vector."""
+        """Length of a vector."""
         return self.model_folder.manifest.dimension
 
     def open(self, *, self_check: bool = True) -> None:
-        """Open the session and compare the golden text's vector; once, in the process that serves.
+        """Open the session and run the self-check, once, in the process that serves.
 
-        self_check: False where there is no golden vector yet, in the build.
+        self_check: False in the build, before the golden vector exists.
 
         Raises:
             BootError: the model cannot be opened.
@@ -93,12 +93,12 @@ class Encoder:
         with self._opening:
             if self._session is not None:
                 return
-            self.model_folder.check()  # the files may have been replaced since
+            self.model_folder.check()  # the files may have been replaced since they were loaded
             self._session = Session(self.model_folder)
             self.not_ready_reason = self._self_check() if self_check else None
 
     def _self_check(self) -> str | None:
-        """Return None, or a sentence that says how the golden text's vector differs."""
+        """Return None if the golden text gives its golden vector, else a sentence with the difference."""
         name, golden = self.model_folder.model_file.name, self.model_folder.manifest.golden
         known = np.asarray(golden.vectors[name], np.float32)
         ids = self.tokenizer.encode(golden.text, self.model_folder.manifest.max_positions, self.runner).ids
@@ -112,7 +112,7 @@ class Encoder:
         )
 
     def compute(self, rows: Sequence[Ids]) -> list[Vector]:
-        """Compute rows of token ids in this thread: what a runner calls."""
+        """Compute rows of token ids in the calling thread; runners call this."""
         assert self._session is not None
         return self._session.compute(rows)
 
@@ -129,49 +129,48 @@ class Encoder:
 
         Args:
             texts: any strings; the empty one is a text like any other.
-            prompt: put before each text.
-            prompt_name: the same by the model's own name for it. With neither, the model's
-                default prompt applies, if it has one.
-            truncate: False refuses texts over max_length instead of cutting them.
-            runner: computes for this request; None: the encoder's own threads.
+            prompt: text put before each text.
+            prompt_name: name of one of the model's prompts, used in the same way. Without both, the model's default
+                prompt applies, if it has one.
+            truncate: False refuses texts over max_length instead of truncating them.
+            runner: runner of this request; None: the encoder's own.
 
         Raises:
             InvalidRequest: the model has no prompt of that name.
-            TextTooLong: truncate is False and a text is over max_length, or it is a book
-                without white space.
-            DeadlineExceeded: the request's time is up. Vectors that were done are in the cache.
+            TextTooLong: truncate is False and a text is over max_length, or a text is too long without white space.
+            DeadlineExceeded: the request's deadline has passed. Finished vectors stay in the cache.
             NotReady: the self-check failed on this CPU, or the model's files have changed.
         """
-        runner = self._ready(len(texts), runner)
+        runner = self._check_ready(len(texts), runner)
         began = time.monotonic()
-        before = self.prompt(prompt, prompt_name)
-        full = [before + text for text in texts] if before else list(texts)
-        indexes: dict[str, int] = {}
+        prefix = self.prompt(prompt, prompt_name)
+        full = [prefix + text for text in texts] if prefix else list(texts)
+        first_index: dict[str, int] = {}
         for index, text in enumerate(full):
-            indexes.setdefault(text, index)
-        found: dict[str, Cached] = {}
+            first_index.setdefault(text, index)
+        entries: dict[str, Cached] = {}
         missing: dict[str, Tokenized] = {}
-        for text, index in indexes.items():
-            if cached := self._cache.get(text):
-                found[text] = cached
+        for text, index in first_index.items():
+            if entry := self._cache.get(text):
+                entries[text] = entry
             else:
                 missing[text] = self.tokenizer.encode(text, self.max_length, runner, texts=len(full), index=index)
             runner.pause()
-        lengths = {text: item.tokens for text, item in (found | missing).items()}
+        lengths = {text: item.tokens for text, item in (entries | missing).items()}
         tokens = [lengths[text] for text in full]
         truncated = self._truncated(tokens, truncate)
-        hits = sum(text in found for text in full)
+        hits = sum(text in entries for text in full)
         tokenized = time.monotonic()
-        # the longest first, so that all threads end at about the same time
+        # longest texts first, so that all threads finish at about the same time
         order = sorted(missing, key=lambda text: -len(missing[text].ids))
 
         def keep(index: int, vector: Vector) -> None:
             text = order[index]
-            found[text] = Cached(vector, lengths[text])
-            self._cache.put(text, found[text])
+            entries[text] = Cached(vector, lengths[text])
+            self._cache.put(text, entries[text])
 
         runner.run_all([missing[text].ids for text in order], keep)
-        rows = [found[text].vector for text in full]
+        rows = [entries[text].vector for text in full]
         inference_seconds = time.monotonic() - tokenized
         return Embeddings(
             rows, self.dimension, tokens, truncated, tokenized - began, inference_seconds, runner.queue_seconds, hits
@@ -180,17 +179,17 @@ class Encoder:
     def encode_ids(
         self, rows: Sequence[list[int]], *, truncate: bool = True, runner: Runner | None = None
     ) -> Embeddings:
-        """Compute the vectors of texts that are tokens already, the model's special ones included: those of `tokens`.
+        """Compute the vectors of texts given as token ids, special tokens included.
 
         Args:
             rows: the ids of each text, each from 0 to vocabulary_size - 1.
 
         Raises:
-            InvalidText: a row is empty, or an id that is not cut off is not one of the model's.
+            InvalidText: a row is empty, or one of its ids within max_length is not in the vocabulary.
             TextTooLong: truncate is False and a row is over max_length.
             DeadlineExceeded, NotReady: as `encode`.
         """
-        runner = self._ready(len(rows), runner)
+        runner = self._check_ready(len(rows), runner)
         began = time.monotonic()
         lengths = [len(ids) for ids in rows]
         cut = []
@@ -206,8 +205,8 @@ class Encoder:
         inference_seconds = time.monotonic() - began
         return Embeddings(in_order, self.dimension, lengths, truncated, 0.0, inference_seconds, runner.queue_seconds)
 
-    def _ready(self, texts: int, runner: Runner | None) -> Runner:
-        """Open what is not open, and refuse what cannot be answered right, or in time. Returns who computes."""
+    def _check_ready(self, texts: int, runner: Runner | None) -> Runner:
+        """Open the session if needed, and check self-check and deadline. Return the runner to use."""
         if self._session is None:
             self.open()
         if self.not_ready_reason is not None:
@@ -229,7 +228,7 @@ class Encoder:
         return truncated
 
     def prompt(self, prompt: str | None, name: str | None) -> str:
-        """Return what is put before each text: prompt, or the model's own one of that name, or its default.
+        """Return the text put before each text: prompt, the model's prompt of that name, or its default prompt.
 
         Raises:
             InvalidRequest: the model has no prompt of that name.

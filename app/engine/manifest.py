@@ -1,4 +1,4 @@
-"""Manifest: what the files of a model folder are. The build writes it last, as manifest.json."""
+"""Manifest: the description of a model folder's files. The build writes it last, as manifest.json."""
 
 import dataclasses
 import json
@@ -20,12 +20,12 @@ FORMAT = 2
 REMEDY = "run `make model`"
 # Longest golden text, characters: the self-check computes it in every worker.
 MAX_GOLDEN_CHARACTERS = 1_000
-# Lengths of a golden vector whose cosine float32 can compute.
+# Allowed lengths (norms) of a golden vector: its cosine must be computable in float32.
 VECTOR_LENGTHS = (1e-6, 1e12)
 
-# The types of the fields are checked when they are read; the annotations bound their values.
+# Types and bounds of the fields, checked when the file is read.
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-Length = Annotated[int, msgspec.Meta(ge=3, le=1_000_000)]  # tokens: <s>, one of the text, </s>
+Length = Annotated[int, msgspec.Meta(ge=3, le=1_000_000)]  # tokens: at least <s>, one of the text, </s>
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Cosine = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Numbers = Mapping[str, int | float]
@@ -33,10 +33,10 @@ Numbers = Mapping[str, int | float]
 
 @dataclass(frozen=True)
 class Golden:
-    """A text and the vector that each model file gave for it on the machine that built it.
+    """The self-check's text, and the vector that each model file gave for it on the build machine.
 
-    vectors: model file's name -> (dim,) floats. min_cosine: model file's name -> how near
-    another CPU's vector must come.
+    vectors: model file's name -> (dim,) floats. min_cosine: model file's name -> least cosine to that vector that
+    another CPU must reach.
     """
 
     text: Annotated[str, msgspec.Meta(max_length=MAX_GOLDEN_CHARACTERS)]
@@ -48,11 +48,10 @@ class Golden:
 class Manifest:
     """Description of the files of a model folder.
 
-    files: path inside the folder -> sha256, hexadecimal. dimension: of the embedding.
-    max_positions and max_seq_length: the model's own limits, in tokens, specials included.
-    quality: the figures of report.json that GET / shows.
-    recipe: how the INT8 file was quantized, in words. calibration_sha256: of what quantization
-    has seen. build_key: what the build was made from (see build/__main__.py).
+    files: path inside the folder -> sha256, hexadecimal. dimension: length of a vector.
+    max_positions, max_seq_length: the model's own limits, tokens, special tokens included.
+    quality: the figures of report.json that GET / shows. recipe: description of the quantization.
+    calibration_sha256: hash of the calibration texts. build_key: hash of the build's inputs (see build/cli.py).
     """
 
     model: str
@@ -77,7 +76,7 @@ class Manifest:
 
     @property
     def tokenizer(self) -> str:
-        """The tokenizer's file that the server reads."""
+        """The tokenizer file that the server reads."""
         return CHARACTERS if CHARACTERS in self.files else TOKENIZER
 
     def to_json(self) -> str:
@@ -88,14 +87,14 @@ class Manifest:
         """Read FOLDER/manifest.json.
 
         Raises:
-            BootError: there is none, or it is not one of this version.
+            BootError: the file is missing, malformed or of another version.
         """
         path = folder / MANIFEST
         try:
             content = path.read_bytes()
-            found = msgspec.json.decode(content, type=_Head).format
-            if found != FORMAT:
-                raise BootError(f"{path} has format {found}, this server reads {FORMAT} – {REMEDY}.")
+            version = msgspec.json.decode(content, type=_Head).format
+            if version != FORMAT:
+                raise BootError(f"{path} has format {version}, this server reads {FORMAT} – {REMEDY}.")
             manifest = msgspec.json.decode(content, type=cls)
             manifest._validate()
             return manifest
@@ -111,7 +110,7 @@ class Manifest:
             raise BootError(f"{path} cannot be read ({error}) – {REMEDY}.") from None
 
     def _validate(self) -> None:
-        """Raise _WrongField for what the types do not say."""
+        """Check what the types cannot express; raise _WrongField."""
         for name in self.files:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or not path.parts or not name.isprintable():
@@ -131,7 +130,7 @@ class Manifest:
 
 
 class _Head(msgspec.Struct):
-    """The one field that a manifest of any version has."""
+    """The only field that manifests of all versions have."""
 
     format: int
 

@@ -4,8 +4,8 @@
     tokenizer/tokenizer.json  tokenizer/characters.json  tokenizer/pieces.npy
     report.json  speed.json  manifest.json
 
-The build writes manifest.json last, so a folder without one is not whole. Where there are characters and pieces, the
-server reads these and not tokenizer.json, see app/engine/tokenizer.py.
+The build writes manifest.json last: a folder without it is incomplete. characters.json and pieces.npy are the mapped
+form of a Unigram vocabulary; where they exist, the server reads them instead of tokenizer.json (see tokenizer.py).
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from app.errors import BootError
 
 REPORT = "report.json"
 SPEED = "speed.json"
-# Stat that changes with a file's content: device, inode, size, and times of modification and of change, nanoseconds.
-# The last one cannot be set back, as `cp -p` and `touch` do with the one before it.
+# Stat that changes with a file's content: device, inode, size, modification time and change time, nanoseconds. Programs
+# such as `cp -p` and `touch` can set the modification time back, but not the change time.
 Stat = tuple[int, int, int, int, int]
 
 
@@ -29,7 +29,7 @@ class ModelFolder:
     """A checked model folder: the two files to open and their manifest.
 
     tokenizer_file: tokenizer.json, or characters.json with pieces.npy beside it.
-    _checked: file -> its stat when it was last hashed, and what was wrong with it then.
+    _checked: file -> its stat when it was last hashed, and the problem found then, or None.
     """
 
     model_file: Path
@@ -82,9 +82,9 @@ class ModelFolder:
                 raise BootError(f"{file} {problem} – {REMEDY}.")
 
     def changed(self) -> str | None:
-        """Return a sentence that names a file with another content than `check` found, or None.
+        """Return a sentence that names a file whose content has changed since `check`, or None.
 
-        A file is hashed again only where its stat is another: 40 µs otherwise, 0.15 s for an INT8 model of 120 MB.
+        A file is hashed only if its stat has changed: 0.15 s for an INT8 model of 120 MB, otherwise 40 µs.
         """
         for file, name in self._files():
             if problem := self._problem(file, name):
@@ -95,7 +95,7 @@ class ModelFolder:
         return None
 
     def _files(self) -> Iterator[tuple[Path, str]]:
-        """Yield the files that are served, with their names in the manifest."""
+        """Yield the files that the server reads, with their names in the manifest."""
         characters = self.tokenizer_file.name == Path(CHARACTERS).name
         yield self.tokenizer_file, CHARACTERS if characters else TOKENIZER
         if characters:
@@ -106,7 +106,7 @@ class ModelFolder:
             yield data, data.name
 
     def _problem(self, file: Path, name: str) -> str | None:
-        """Return what is wrong with a file, or None. It is hashed if its stat is another than the last time."""
+        """Return the problem of a file, or None. It is hashed if its stat has changed since the last time."""
         stat, problem = self._checked.get(file, (None, None))
         try:
             now = _stat(file)
@@ -127,6 +127,6 @@ def _stat(file: Path) -> Stat:
 
 
 def sha256(path: Path) -> str:
-    """A file's SHA-256, hexadecimal."""
+    """Return a file's SHA-256, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

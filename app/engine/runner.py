@@ -1,4 +1,7 @@
-"""Runner: computes token rows, several at once. Plain threads here; the server's is in app/server/scheduler.py."""
+"""Runner: computes the rows (token ids) of several texts at once.
+
+Threads here is the plain one; app/server/scheduler.py has the server's.
+"""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,14 +10,14 @@ from typing import Protocol, TypeVar
 from app.engine.embeddings import Ids, Vector
 
 T = TypeVar("T")
-# Computes rows of token ids, (seq,) int64 each, in one thread: their vectors, (dim,) float32 each, in order.
+# Function that computes rows of token ids, (seq,) int64 each, in one thread -> vectors, (dim,) float32, in order.
 Compute = Callable[[Sequence[Ids]], list[Vector]]
 
 
 class Runner(Protocol):
     """Interface through which the encoder computes. An instance belongs to one request, or has no deadline.
 
-    queue_seconds: how long the request's rows waited until the first one began.
+    queue_seconds: time that the request's rows waited before the first one started.
     """
 
     queue_seconds: float
@@ -23,20 +26,20 @@ class Runner(Protocol):
         """Compute every row and call on_vector(index, vector) as each is done, in any order.
 
         Raises:
-            DeadlineExceeded: the request's time was up before its last row began.
+            DeadlineExceeded: the request's deadline passed before its last row started.
         """
 
     def offload(self, function: Callable[[], T]) -> T:
-        """Return function(), called where it holds up nobody else: for milliseconds of work and more."""
+        """Return function(), called in a thread that blocks no other request: for work of milliseconds or more."""
 
     def pause(self) -> None:
-        """Let others go on, between two pieces of work of a millisecond or so."""
+        """Yield to other requests, between two pieces of work of about a millisecond."""
 
     def check_deadline(self, texts: int) -> None:
-        """Raise DeadlineExceeded if the request's time is up; texts: how many it has."""
+        """Raise DeadlineExceeded if the request's deadline has passed. texts: number of its texts."""
 
     def texts_in_time(self, tokens: int) -> int | None:
-        """Return how many texts of so many tokens fit into one request; None if that is not known."""
+        """Return how many texts of `tokens` tokens can be computed within the deadline, or None if unknown."""
 
 
 class Threads:

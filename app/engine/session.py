@@ -1,13 +1,13 @@
-"""Session: ONNX Runtime on the model file, one text per run.
+"""Session: ONNX Runtime with the model file, one text per run.
 
-Unpadded texts one by one: a vector depends on its text alone, bit for bit, and no time goes into padding.
-Parallelism comes from texts, not from inside one.
+Texts run one by one, without padding. So a vector depends on its text alone, bit for bit, and no time goes into
+padding. Texts run in parallel; the operators of one text do not.
 """
 
 import os
 
-# Read at import. onnxruntime (since 1.29) reports its use to its maker from a thread of its own:
-# nothing leaves this machine, and that thread breaks the exit after a fork.
+# Read by onnxruntime at import. Since 1.29 it sends usage data to its maker from a thread. That is not wanted, and the
+# thread breaks the exit after a fork.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from app.errors import BootError
 
 
 class Session:
-    """An open model file. Safe to use from many threads.
+    """An open model file. Thread-safe.
 
     Raises:
-        BootError: the file cannot be opened, or is not a one-text graph of the manifest's dimension.
+        BootError: the file cannot be opened, or does not take one text and return a vector of the manifest's dimension.
     """
 
     def __init__(self, model_folder: ModelFolder) -> None:
@@ -51,5 +51,5 @@ class Session:
         """Return the vector of each row of token ids: (seq,) int64 -> (dim,) float32, read-only."""
         vectors: list[Vector] = [self._session.run(None, {"input_ids": ids})[0] for ids in rows]
         for vector in vectors:
-            vector.setflags(write=False)  # requests share it through the cache
+            vector.setflags(write=False)  # requests share vectors through the cache
         return vectors

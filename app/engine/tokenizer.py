@@ -1,14 +1,14 @@
 """Tokenizer: text -> token ids, exactly those of the model's own tokenizer.
 
-It is the `tokenizers` library's, but for one thing: a Unigram vocabulary of 250,000 tokens takes the library 0.7 to
-1.0 s and 285 MB to load, most of it for its trie. The build therefore writes the trie as a table that is mapped from
-the disk in a millisecond (build/pieces.py). The library still turns a text into characters (normalization, added
-tokens, words); which tokens these become is searched in unigram.py, as the library searches it.
+The `tokenizers` library does the work, with one exception. It needs 0.7 to 1.0 s and 285 MB to load a Unigram
+vocabulary of 250,000 tokens, most of it for its trie. The build therefore writes the trie as a table (build/unigram.py)
+that is mapped from the disk in a millisecond. The library still turns a text into characters (normalization, added
+tokens, words); unigram.py then searches their tokens with the library's own algorithm.
 """
 
 import os
 
-# Read at import. The library's thread pool does not survive a fork, and one text at a time has no use for it.
+# Read by the library at import. Its thread pool does not survive a fork, and single texts do not need it.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import ctypes
@@ -29,10 +29,10 @@ from app.errors import InvalidText, TextTooLong
 
 CHARACTERS = "characters.json"
 PIECES = "pieces.npy"
-# Texts from this length on, characters: freed memory is returned to the system after them (glibc keeps it).
+# Shortest text after which freed memory is returned to the system, characters: glibc would keep it.
 TRIM_CHARACTERS = 20_000
 
-# Rows of token id, start and stop: its place in the text, in characters; -1 for a special token around it. (n, 3) int32
+# Rows of (token id, start, stop), (n, 3) int32. start and stop: characters in the text, -1 for added special tokens.
 Spans = NDArray[np.int32]
 
 _malloc_trim: Callable[[int], int] = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
@@ -40,14 +40,14 @@ _malloc_trim: Callable[[int], int] = getattr(ctypes.CDLL(None), "malloc_trim", l
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A text for the model. ids: (seq,), truncated. tokens: how many the whole text has, specials included."""
+    """Token ids of a text. ids: (seq,) int64, truncated. tokens: count before truncation, special tokens included."""
 
     ids: Ids
     tokens: int
 
 
 class Tokenizer:
-    """The tokens of texts. prefix and suffix: ids that the model wants around those of a text."""
+    """Tokenizes texts. prefix, suffix: ids of the special tokens that the model needs around a text."""
 
     def __init__(self, library: tokenizers.Tokenizer, unigram: Unigram | None = None) -> None:
         self._library = library
@@ -64,28 +64,28 @@ class Tokenizer:
         """Read tokenizer.json, or characters.json and the pieces.npy beside it.
 
         Raises:
-            Exception: the library has no narrower one for a file that it cannot read.
+            Exception: the file cannot be read; the library raises nothing more specific.
         """
         library = tokenizers.Tokenizer.from_file(str(file))
         library.no_padding()
         library.no_truncation()
         if file.name != CHARACTERS:
             return cls(library)
-        # Its cache of 10,000 words saves nothing here, and could grow to 90 MB in each worker.
+        # The library's cache of 10,000 words saves no time here, and can grow to 90 MB in each worker.
         library.model._resize_cache(0)
         return cls(library, Unigram.load(file.with_name(PIECES), library))
 
     def __call__(self, text: str) -> list[int]:
-        """Return all ids of a text without special ones, in one go."""
-        # The batch form lets other threads run, and this one leaves out the offsets.
+        """Return the ids of a text, without special tokens and not truncated."""
+        # encode_batch_fast releases the interpreter lock and skips the offsets.
         return self._ids(self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def encode(self, text: str, max_length: int, runner: Runner, *, texts: int = 1, index: int = 0) -> Tokenized:
         """Tokenize a text of any length and truncate it to max_length tokens. It is text `index` of `texts`.
 
         Raises:
-            TextTooLong: it is a book without white space.
-            DeadlineExceeded: the request's time is up.
+            TextTooLong: the text has more than MAX_CHUNK_CHARACTERS without white space.
+            DeadlineExceeded: the request's deadline has passed.
         """
         room = max_length - len(self.prefix) - len(self.suffix)
         content: list[int] = []
@@ -102,10 +102,10 @@ class Tokenizer:
         return Tokenized(np.array(ids, np.int64), len(self.prefix) + count + len(self.suffix))
 
     def spans(self, text: str, *, add_special_tokens: bool = True) -> Spans:
-        """Return the tokens of a text, not truncated, and their places: (n, 3) int32, see Spans.
+        """Return the tokens of a text, not truncated, with their positions: (n, 3) int32, see Spans.
 
         Raises:
-            TextTooLong: it is a book without white space.
+            TextTooLong: the text has more than MAX_CHUNK_CHARACTERS without white space.
         """
         content: list[tuple[int, int, int]] = []
         offset = 0
@@ -118,10 +118,10 @@ class Tokenizer:
         return np.array(content, np.int32).reshape(-1, 3)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of ids.
+        """Return the text of token ids.
 
         Raises:
-            InvalidText: there is no id, or one is not the model's.
+            InvalidText: the list is empty, or an id is not in the vocabulary.
         """
         self.check_ids(ids, 0)
         library = self._library
@@ -136,16 +136,16 @@ class Tokenizer:
 
     @property
     def specials(self) -> list[int]:
-        """The ids around a text's own."""
+        """Ids of the special tokens around a text."""
         return self.prefix + self.suffix
 
     @property
     def vocabulary_size(self) -> int:
-        """Token ids are from 0 to this - 1."""
+        """Number of token ids: they are 0 to vocabulary_size - 1."""
         return self._unigram.size if self._unigram is not None else self._library.get_vocab_size()
 
     def check_ids(self, ids: Sequence[int], index: int) -> None:
-        """Raise InvalidText if text `index` has no ids, or one that is not the model's."""
+        """Raise InvalidText if text `index` has no ids, or one that is not in the vocabulary."""
         if not ids:
             raise InvalidText(index, "has no token ids; at least one is needed.")
         for number in (min(ids), max(ids)):
@@ -153,14 +153,14 @@ class Tokenizer:
                 raise InvalidText(index, f"has the token id {number}; the model's are 0 to {self.vocabulary_size - 1}.")
 
     def truncate(self, ids: list[int], max_length: int) -> list[int]:
-        """Cut ids as a text is cut: in front of the special tokens at its end."""
+        """Truncate ids like a text: the special tokens at the end stay."""
         if len(ids) <= max_length:
             return ids
         last = self.suffix if self.suffix and ids[-len(self.suffix) :] == self.suffix else []
         return ids[: max_length - len(last)] + last
 
     def _spans(self, text: str) -> list[tuple[int, int, int]]:
-        """Return the ids of `__call__`, each with where it begins and ends in the text, in characters."""
+        """Return the ids of `__call__`, each with its start and stop in the text, characters."""
         encoding = self._library.encode_batch([text], add_special_tokens=False)[0]
         offsets = encoding.offsets
         if self._unigram is None:

@@ -1,4 +1,4 @@
-"""Unigram: the mapped vocabulary of a Unigram model, and the Viterbi search for a text's best tokens in it."""
+"""Unigram: a Unigram vocabulary mapped from a file, and the Viterbi search for the best tokens of a text."""
 
 import math
 from functools import cached_property
@@ -16,20 +16,22 @@ NO_TOKEN = -1
 class Unigram:
     """A Unigram vocabulary as a trie over character codes.
 
-    table: (4, cells) int32, a double-array trie. A node is a cell; that of a single character is its code. Rows:
-        base: the child by a code is at the cell base + code,
-        check: if this is that code, otherwise there is none; no two nodes have the same base,
-        the token's id, or NO_TOKEN,
-        the scores of all tokens by id, the bits of float64s.
-    The cell 0 is an unknown character's; its token has an id of its own, after all others, and its check is the id of
-    the unknown token.
-    word_start: the code of WORD_START. No token has it but at its beginning, so words are searched one by one.
+    build/unigram.py writes it. A code is the number of a character.
+
+    table: (4, cells) int32, a double-array trie. A node is a cell; the cell of a single character is its code. Rows:
+        base: the child of a node by a code is at cell base + code,
+        check: that child exists if its check is the code; no two nodes have the same base,
+        token: id of the token that ends at the node, or NO_TOKEN,
+        scores of all tokens by id, the bits of float64s.
+    Cell 0 stands for an unknown character. Its token has the id after all others, and its check is the id of the
+    unknown token.
+    word_start: the code of WORD_START. Tokens have it only at their beginning, so words are searched one by one.
     end: a code that no child has.
     """
 
     def __init__(self, table: NDArray[np.int32], *, word_start: int, end: int) -> None:
         self._table = table
-        # Reading one number from a memoryview takes half the time that it takes from an array.
+        # Reading one number from a memoryview takes half as long as from an array.
         self._bases, self._checks, self._tokens = (memoryview(row) for row in table[:3])
         self._scores = memoryview(table[3].view(np.float64))
         self._unknown, self._unknown_id = int(table[2, 0]), int(table[1, 0])
@@ -38,10 +40,10 @@ class Unigram:
 
     @classmethod
     def load(cls, file: Path, characters: tokenizers.Tokenizer) -> "Unigram":
-        """Map the file into memory, where all processes share it.
+        """Map the file into memory, which all processes share.
 
         Raises:
-            ValueError: the characters are another tokenizer's.
+            ValueError: `characters` belongs to another tokenizer.
         """
         word_start = characters.token_to_id(WORD_START)
         if word_start is None:
@@ -50,18 +52,18 @@ class Unigram:
 
     @property
     def size(self) -> int:
-        """Vocabulary size: all ids are below."""
+        """Vocabulary size: ids are 0 to size - 1."""
         return self._unknown
 
     def viterbi(self, codes: list[int]) -> list[int]:
-        """Return the ids of the tokens with the greatest sum of scores, of a text's character codes."""
+        """Return the token ids with the greatest sum of scores for a text's character codes."""
         return [token for token, _, _ in self.spans(codes)]
 
     def spans(self, codes: list[int]) -> list[tuple[int, int, int]]:
-        """Return the same ids, each with the indexes of its first code and of the one after its last.
+        """Return the ids of `viterbi`, each with the indexes of its first code and of the code after its last.
 
-        The same sums in the same order as `Unigram::encode_optimized` of the library, in float64, and the first of
-        equal ones, so that not even rounding makes another choice.
+        It adds the same float64 numbers in the same order as `Unigram::encode_optimized` of the library, and takes the
+        first of equal sums, so that rounding leads to the same choice.
         """
         bases, checks, tokens, scores = self._bases, self._checks, self._tokens, self._scores
         best = [0.0] + [-math.inf] * len(codes)
@@ -91,14 +93,14 @@ class Unigram:
                 spans.append((token, begin, end))
             elif last != self._unknown:
                 spans.append((self._unknown_id, begin, end))
-            else:  # several in a row are one
+            else:  # consecutive unknown tokens are merged into one
                 spans[-1] = (self._unknown_id, begin, spans[-1][2])
             last = token
             end = begin
         return spans[::-1]
 
     def codes(self, token: int) -> list[int]:
-        """Return the character codes of a token; those of the unknown token for one that no text can have."""
+        """Return the character codes of a token, or those of the unknown token if no text can contain it."""
         of_token, of_base = self._cells
         cell = int(of_token[token]) or int(of_token[self._unknown_id])
         codes = []
@@ -109,12 +111,14 @@ class Unigram:
 
     @cached_property
     def _cells(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Return the cell of each token, or 0, and of each base: 5 MB for 250,000 tokens, made when first used."""
+        """Cell of each token, or 0, and cell of each base: 5 MB for 250,000 tokens, computed at first use."""
         backwards = np.arange(self._table.shape[1], dtype=np.int32)[::-1]
-        found = []
+        maps = []
         for row in (self._table[2], self._table[0]):
             cells = np.zeros(row.max() + 1, np.int32)
             held = backwards[row[backwards] != NO_TOKEN]
-            cells[row[held]] = held  # the first one stays: an added token's own cell is before its characters'
-            found.append(cells)
-        return found[0], found[1]
+            cells[row[held]] = (
+                held  # the first cell wins: an added token's own cell comes before that of its characters
+            )
+            maps.append(cells)
+        return maps[0], maps[1]

@@ -1,4 +1,4 @@
-"""The HTTP routes, one file per dialect, and what they share: body.py, options.py, rendering.py."""
+"""The HTTP routes: one file per dialect. body.py, body_errors.py, options.py and rendering.py are shared."""
 
 from typing import cast
 
@@ -29,5 +29,5 @@ def settings() -> Settings:
 
 
 def context() -> RequestContext:
-    """Return what is known of the current request."""
+    """Return the context of the current request."""
     return cast(RequestContext, request.environ[CONTEXT])

@@ -1,4 +1,4 @@
-"""POST /bigquery: a remote function of BigQuery. https://cloud.google.com/bigquery/docs/remote-functions"""
+"""POST /bigquery: a remote function for BigQuery. https://cloud.google.com/bigquery/docs/remote-functions"""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,22 +8,21 @@ from flask import Blueprint, Response
 from msgspec import Struct
 
 from app.context import RequestContext
-from app.routes.body import Many, decode, json_data
-from app.routes.misfits import Rule
+from app.routes.body import ListField, decode, json_data
+from app.routes.body_errors import Rule
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import Dimensions, Prompt, encode, encode_vectors, from_strings, options
+from app.routes.options import Dimensions, Prompt, encode, encode_vectors, from_strings, resolve_options
 from app.routes.rendering import list_response
 
 blueprint = Blueprint("bigquery", __name__)
-# Longest errorMessage, bytes: https://cloud.google.com/bigquery/docs/remote-functions#output_format: less than 1 KB
+# Longest errorMessage, bytes; 1 KB is too long: https://cloud.google.com/bigquery/docs/remote-functions#output_format
 MAX_ERROR_BYTES = 1000
-
-
+# Arguments of one call: the text, or None for NULL.
 Call = tuple[str | None]
 
 
 class Context(Struct, forbid_unknown_fields=True):
-    """Fields of user_defined_context in CREATE FUNCTION: the options, as strings; replies are always numbers."""
+    """user_defined_context of CREATE FUNCTION: the options, as strings; without encoding_format."""
 
     normalize: bool | str | None = None
     dimensions: Dimensions | str | None = None
@@ -33,13 +32,13 @@ class Context(Struct, forbid_unknown_fields=True):
 
 
 class Calls(Struct):
-    """A request; the other fields that BigQuery sends are not needed."""
+    """The body of POST /bigquery. Other fields are ignored."""
 
     calls: list[Call]
     userDefinedContext: Context | None = None
 
 
-CALLS = Many("calls", Call)
+CALLS = ListField("calls", Call)
 NOT_ONE = "; the function takes one argument: FUNCTION(text STRING)."
 RULES = {
     "calls": Rule("calls is {kind}; it must be a list of the arguments of each call."),
@@ -55,7 +54,7 @@ RULES = {
 
 
 def error_fields(request: RequestContext, status: int, message: str) -> dict[str, Any]:
-    """Return what BigQuery shows of an error."""
+    """Return errorMessage, which BigQuery shows."""
     return {"errorMessage": message.encode()[:MAX_ERROR_BYTES].decode(errors="ignore")}
 
 
@@ -63,17 +62,17 @@ def error_fields(request: RequestContext, status: int, message: str) -> dict[str
 def bigquery() -> Response:
     """{"calls": [[text or null], …]} -> {"replies": [vector or null, …]}"""
     body = decode(json_data(), Calls, RULES, CALLS)
-    given = options(from_strings(msgspec.structs.asdict(body.userDefinedContext or Context())))
+    options = resolve_options(from_strings(msgspec.structs.asdict(body.userDefinedContext or Context())))
     calls = [text for text, in body.calls]
     places = [index for index, text in enumerate(calls) if text is not None]
     texts = [text for text in calls if text is not None]
     name: Callable[[int], str] = lambda index: f"calls[{places[index]}]"
-    rows = encode(texts, given, name).rows if texts else []
+    rows = encode(texts, options, name).rows if texts else []
     row_of = dict(zip(places, rows, strict=True))
 
     def replies(start: int, stop: int) -> list[Any]:
-        found = [index for index in range(start, stop) if index in row_of]
-        vectors = iter(encode_vectors([row_of[index] for index in found], given) if found else ())
+        present = [index for index in range(start, stop) if index in row_of]
+        vectors = iter(encode_vectors([row_of[index] for index in present], options) if present else ())
         return [next(vectors) if index in row_of else None for index in range(start, stop)]
 
     return list_response(replies, len(calls), name="replies")

@@ -1,4 +1,4 @@
-"""GET /embed and POST /embed: this service's own dialect."""
+"""The native dialect: GET /embed and POST /embed."""
 
 import string
 from typing import Any
@@ -9,11 +9,11 @@ from flask import Blueprint, Response, request
 from app.context import RequestContext
 from app.errors import InvalidRequest, ServiceError
 from app.routes import context, tei
-from app.routes.body import Many, TextList, decode, fields, json_data
-from app.routes.misfits import Rule, quoted, text_rules
+from app.routes.body import ListField, TextList, decode, fields, json_data
+from app.routes.body_errors import Rule, quoted, text_rules
 from app.routes.options import OPTIONS
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import OptionFields, encode, encode_vectors, from_strings, options
+from app.routes.options import OptionFields, encode, encode_vectors, from_strings, resolve_options
 from app.routes.rendering import json_response, list_response
 
 blueprint = Blueprint("native", __name__)
@@ -25,7 +25,7 @@ class Texts(OptionFields, kw_only=True, forbid_unknown_fields=True):
     texts: TextList
 
 
-TEXTS = Many("texts", str)
+TEXTS = ListField("texts", str)
 RULES = {
     **OPTION_RULES,
     **text_rules("texts"),
@@ -35,7 +35,7 @@ RULES = {
 
 
 def error_fields(request: RequestContext, status: int, message: str) -> dict[str, Any]:
-    """Add TEI's fields where a request may be its dialect: POST /embed, until its body is read."""
+    """Return TEI's error fields for POST /embed, which is TEI's route, too, until the body shows the dialect."""
     return tei.error_fields(request, status, message) if request.method == "POST" else {}
 
 
@@ -45,13 +45,13 @@ def embed_one() -> Response:
     if "q" not in query:
         raise InvalidRequest("The parameter q is missing: GET /embed?q=TEXT.", "q")
     text = query.pop("q")
-    given = options(from_strings(query))
-    result = encode([text], given, lambda index: "q")
-    vectors = encode_vectors(result.rows, given)
+    options = resolve_options(from_strings(query))
+    result = encode([text], options, lambda index: "q")
+    vectors = encode_vectors(result.rows, options)
     return json_response(
         {
             "vector": vectors[0],
-            "dimension": given.dimensions or result.dimension,
+            "dimension": options.dimensions or result.dimension,
             "text": text,
             "tokens": result.tokens[0],
             "truncated": result.truncated[0],
@@ -65,20 +65,20 @@ def embed_many() -> Response:
     try:
         body = decode(data, Texts, RULES, TEXTS)
     except ServiceError:
-        found = fields(data, "texts", "inputs")
-        if "inputs" in found and "texts" not in found:
-            return tei.embed(data, found["inputs"], from_strings(_query()))
+        raw_fields = fields(data, "texts", "inputs")
+        if "inputs" in raw_fields and "texts" not in raw_fields:
+            return tei.embed(data, raw_fields["inputs"], from_strings(_query()))
         context().error_fields = None
         raise
     context().error_fields = None
-    texts, given = body.texts, options(body, query=from_strings(_query()))
-    result = encode(texts, given, lambda index: f"texts[{index}]")
+    texts, options = body.texts, resolve_options(body, query=from_strings(_query()))
+    result = encode(texts, options, lambda index: f"texts[{index}]")
     return list_response(
-        lambda start, stop: encode_vectors(result.rows[start:stop], given),
+        lambda start, stop: encode_vectors(result.rows[start:stop], options),
         len(texts),
         name="vectors",
         after={
-            "dimension": given.dimensions or result.dimension,
+            "dimension": options.dimensions or result.dimension,
             "count": len(texts),
             "tokens": result.tokens,
             "truncated": result.truncated,
@@ -87,10 +87,10 @@ def embed_many() -> Response:
 
 
 def _query(*names: str) -> dict[str, str]:
-    """Return the query's parameters, strictly UTF-8 (werkzeug would let wrong bytes through)."""
+    """Return the query's parameters, decoded as strict UTF-8 (werkzeug replaces wrong bytes)."""
     if not request.query_string:
         return {}
-    # curl and others send UTF-8 as it is, without percent signs
+    # curl and others send UTF-8 without percent-encoding
     encoded = quote(request.query_string, safe=string.punctuation)
     try:
         pairs = parse_qsl(encoded, keep_blank_values=True, errors="strict", max_num_fields=100)

@@ -10,17 +10,17 @@ from flask import Blueprint, Response
 
 from app.errors import InvalidRequest, UnknownModel
 from app.routes import manifest
-from app.routes.body import Many, TextList, decode, fields, json_data
-from app.routes.misfits import Rule, text_rules
+from app.routes.body import ListField, TextList, decode, fields, json_data
+from app.routes.body_errors import Rule, text_rules
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import OptionFields, Options, encode, encode_vectors, options
+from app.routes.options import OptionFields, Options, encode, encode_vectors, resolve_options
 from app.routes.rendering import json_response, list_response
 
 TOKENS = (
     "input has token ids, and they are another tokenizer's than this model's: send strings "
     "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False)), or this model's own ids to POST /embed as inputs."
 )
-# The JSON of a list of token ids, or of such lists, by its beginning.
+# Beginning of the JSON of a list of token ids, or of a list of such lists.
 IDS = re.compile(rb"\[\s*(\[\s*)?[-\d]")
 
 blueprint = Blueprint("openai", __name__)
@@ -33,7 +33,7 @@ class Input(OptionFields, kw_only=True):
     model: str | None = None
 
 
-INPUT = Many("input", str, or_text=True)
+INPUT = ListField("input", str, or_text=True)
 RULES = {
     **OPTION_RULES,
     **text_rules("input", or_text=True),
@@ -48,15 +48,15 @@ def embeddings() -> Response:
     if IDS.match(fields(data, "input").get("input", b"")):
         raise InvalidRequest(TOKENS, "input")
     body = decode(data, Input, RULES, INPUT)
-    given = options(body, Options(normalize=True))
+    options = resolve_options(body, Options(normalize=True))
     texts, name = ([body.input], "input") if isinstance(body.input, str) else (body.input, "input[{}]")
-    result = encode(texts, given, name.format)
+    result = encode(texts, options, name.format)
     tokens = sum(result.tokens)
-    # the client's own name for the model: many compare it with what they asked for
+    # repeats the client's model name: many clients compare it with the one they sent
     name_of_model = manifest().model if body.model is None else body.model
 
     def items(start: int, stop: int) -> list[dict[str, Any]]:
-        vectors = encode_vectors(result.rows[start:stop], given)
+        vectors = encode_vectors(result.rows[start:stop], options)
         return [
             {"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors, start)
         ]

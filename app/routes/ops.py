@@ -1,4 +1,4 @@
-"""Routes for operators: what is this, is it alive, is it ready, its metrics."""
+"""Routes for operators: GET / (what is served), /health, /readyz and /metrics."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ blueprint = Blueprint("ops", __name__)
 
 
 def startup_message(app: Flask) -> tuple[str, dict[str, Any]]:
-    """Return what is served and how, for the log's first line: a sentence and fields."""
+    """Return the first log line: a sentence and fields with version, model, CPUs and limits."""
     limits, served = app.extensions["settings"], app.extensions["encoder"].model_folder
     manifest = served.manifest
     return f"{NAME} {VERSION} serves {manifest.model} ({served.precision}) on port {limits.port}", {
@@ -79,7 +79,7 @@ def health() -> Response:
 
 @blueprint.get("/metrics")
 def prometheus() -> Response:
-    current_app.extensions["count"]()
+    current_app.extensions["count_answered"]()
     return Response(metrics.render(), content_type=metrics.CONTENT_TYPE)
 
 

@@ -1,4 +1,4 @@
-"""Shared by all dialects: the options, and texts to vectors."""
+"""Options that all dialects share, and computing and encoding vectors with them."""
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +13,12 @@ from app.engine.embeddings import Embeddings, Vector
 from app.errors import InvalidRequest, InvalidText
 from app.routes import context, encoder
 from app.routes.body import decode
-from app.routes.misfits import Rule, quoted
+from app.routes.body_errors import Rule, quoted
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a request for vectors; each field is a parameter of the query or a field of the body."""
+    """Options of a request. Each field is a query parameter or a field of the body."""
 
     normalize: bool = False
     dimensions: int | None = None
@@ -29,14 +29,14 @@ class Options:
 
 
 OPTIONS = tuple(Options.__dataclass_fields__)
-# Longest prompt, characters. It is put before each text: 4 MB of it before 2,048 texts would be 8 GB.
+# Longest prompt, characters. It is put before each text: a prompt of 4 MB before 2,048 texts would be 8 GB.
 MAX_PROMPT_CHARACTERS = 1000
 Prompt = Annotated[str, Meta(max_length=MAX_PROMPT_CHARACTERS)]
 Dimensions = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
 class OptionFields(Struct, kw_only=True):
-    """The options as fields of a body; null counts as not given."""
+    """The options as fields of a body; null means not set."""
 
     normalize: bool | None = None
     dimensions: Dimensions | None = None
@@ -60,33 +60,33 @@ RULES = {
 }
 
 
-def options(given: OptionFields, defaults: Options = Options(), query: OptionFields | None = None) -> Options:
-    """Return the options of a body, and of a query beside it.
+def resolve_options(body: OptionFields, defaults: Options = Options(), query: OptionFields | None = None) -> Options:
+    """Return the options of a body and of the query beside it.
 
     Raises:
-        InvalidRequest: more dimensions than the model has, or two values that contradict each other.
+        InvalidRequest: dimensions is over the model's, or two values contradict each other.
     """
-    found = _given(query) if query else {}
-    for name, value in _given(given).items():
-        if found.setdefault(name, value) != value:
+    values = _set_options(query) if query else {}
+    for name, value in _set_options(body).items():
+        if values.setdefault(name, value) != value:
             raise InvalidRequest(
-                f"{name} is {quoted(found[name])} in the query and {quoted(value)} in the body: give it once.", name
+                f"{name} is {quoted(values[name])} in the query and {quoted(value)} in the body: give it once.", name
             )
     dimension = encoder().dimension
-    if found.get("dimensions", 1) > dimension:
-        sentence = RULES["dimensions"].sentence.format(value=found["dimensions"], dimension=dimension)
+    if values.get("dimensions", 1) > dimension:
+        sentence = RULES["dimensions"].sentence.format(value=values["dimensions"], dimension=dimension)
         raise InvalidRequest(sentence, "dimensions")
-    if "prompt" in found and "prompt_name" in found:
+    if "prompt" in values and "prompt_name" in values:
         raise InvalidRequest("prompt and prompt_name contradict each other: give one of them.", "prompt")
-    return replace(defaults, **found) if found else defaults
+    return replace(defaults, **values) if values else defaults
 
 
-def _given(fields: OptionFields) -> dict[str, Any]:
+def _set_options(fields: OptionFields) -> dict[str, Any]:
     return {name: value for name in OPTIONS if (value := getattr(fields, name)) is not None}
 
 
 def from_strings(values: Mapping[str, Any]) -> OptionFields:
-    """Return the options of a query, or of another place that has only strings."""
+    """Return the options of a query, or of another source of strings."""
     if not values:
         return OptionFields()
     parsed = {name: parse_option(name, value) if isinstance(value, str) else value for name, value in values.items()}
@@ -94,7 +94,7 @@ def from_strings(values: Mapping[str, Any]) -> OptionFields:
 
 
 def parse_option(name: str, text: str) -> Any:
-    """Return what JSON would have for an option's value."""
+    """Return an option's string as the value that JSON would have."""
     if name in ("normalize", "truncate"):
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     if name == "dimensions" and text.isascii() and text.isdigit() and len(text) < 10:
@@ -103,9 +103,9 @@ def parse_option(name: str, text: str) -> Any:
 
 
 def encode(texts: Sequence[str], options: Options, name: Callable[[int], str]) -> Embeddings:
-    """Compute the vectors of texts, raw: `encode_vectors` shapes them.
+    """Compute the raw vectors of texts; `encode_vectors` applies dimensions, normalize and encoding_format.
 
-    name: index -> the client's name of that text, for errors.
+    name: index -> name of that text in the request, for errors.
     """
     try:
         result = encoder().encode(
@@ -122,7 +122,7 @@ def encode(texts: Sequence[str], options: Options, name: Callable[[int], str]) -
 
 
 def encode_ids(rows: Sequence[list[int]], options: Options) -> Embeddings:
-    """Compute the vectors of token ids, TEI's `inputs`."""
+    """Compute the raw vectors of token ids (TEI's `inputs`)."""
     try:
         result = encoder().encode_ids(rows, truncate=options.truncate, runner=context().runner)
     except InvalidText as error:
@@ -132,7 +132,7 @@ def encode_ids(rows: Sequence[list[int]], options: Options) -> Embeddings:
 
 
 def shape_vectors(rows: Sequence[Vector], options: Options) -> Vector:
-    """Stack rows of (dim,) to (n, dimensions) float32, each cut and then, if asked for, scaled to length 1."""
+    """Stack vectors of (dim,) to (n, dimensions) float32: cut, then scaled to length 1 if normalize is set."""
     vectors = np.array(rows, np.float32)
     if options.dimensions is None and not options.normalize:
         return vectors
@@ -144,7 +144,7 @@ def shape_vectors(rows: Sequence[Vector], options: Options) -> Vector:
 
 
 def encode_vectors(rows: Sequence[Vector], options: Options) -> Any:
-    """Return what JSON has for vectors: (n, dimensions) numbers, or n strings of base64 (little-endian float32)."""
+    """Return vectors for JSON: (n, dimensions) float32, or n base64 strings of little-endian float32."""
     vectors = shape_vectors(rows, options)
     if options.encoding_format == "float":
         return vectors

@@ -1,4 +1,4 @@
-"""Rendering: JSON responses; long lists of vectors in slices, so that neither time nor memory grows with an answer."""
+"""Rendering: JSON responses. Long lists are rendered in slices, which bounds memory and time in the hub."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,12 +9,12 @@ from flask import Response
 
 from app.routes import context
 
-# Items rendered at once: 64 vectors of 384 numbers are 280 kB and take 0.7 ms.
+# Items per slice: 64 vectors of 384 numbers are 280 kB and take 0.7 ms.
 SLICE_ITEMS = 64
 
 
 def json_response(content: Any, status: int = 200) -> Response:
-    """Render JSON; numpy float32 arrays become lists of their shortest decimal form."""
+    """Return a JSON response. float32 numbers have their shortest exact decimal form."""
     began = time.monotonic()
     body = dumps(content)
     context().stages["serialize"] = time.monotonic() - began
@@ -29,9 +29,9 @@ def list_response(
     before: dict[str, Any] | None = None,
     after: dict[str, Any] | None = None,
 ) -> Response:
-    """Render a list of `count` items, or an object that has it as its member `name` between others.
+    """Return a list of `count` items, or an object with that list as member `name` after `before`, before `after`.
 
-    items: (start, stop) -> the list's items from start to stop, for orjson.
+    items: (start, stop) -> those items of the list, for orjson.
     """
     head, tail = b"[", b"]"
     if name:
@@ -54,10 +54,10 @@ def list_response(
 
 
 def parts_response(parts: Callable[[], Iterator[bytes]]) -> Response:
-    """Answer with the parts of a long JSON text, each rendered when the client has read the one before.
+    """Return a response of many parts; each is rendered when the client has read the previous one.
 
-    A client that does not read therefore costs a part, not an answer (9 MB for 2,048 texts). The length, which HTTP
-    wants first, comes from rendering everything twice: 20 ms for 2,048 texts, which take seconds to compute.
+    A client that does not read therefore uses the memory of a part, not of the response (9 MB for 2,048 texts). Its
+    Content-Length is found by rendering everything twice: 20 ms for 2,048 texts, which take seconds to compute.
     """
     began = time.monotonic()
     runner = context().runner

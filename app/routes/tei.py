@@ -1,6 +1,6 @@
 """The API of Hugging Face's text-embeddings-inference (TEI).
 
-https://huggingface.github.io/text-embeddings-inference/ has it; fields that are unknown here are ignored, as there.
+Specification: https://huggingface.github.io/text-embeddings-inference/. Unknown fields are ignored, as there.
 """
 
 import functools
@@ -16,22 +16,22 @@ from app.engine.embeddings import Vector
 from app.engine.tokenizer import Spans
 from app.errors import TextTooLong, TooLarge
 from app.routes import VERSION, context, encoder, manifest, settings
-from app.routes.body import Many, TextList, decode, fields, json_data
-from app.routes.misfits import Rule, Rules, text_rules
+from app.routes.body import ListField, TextList, decode, fields, json_data
+from app.routes.body_errors import Rule, Rules, text_rules
 from app.routes.options import FLAG
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import OptionFields, Options, encode, encode_ids, encode_vectors, options, shape_vectors
+from app.routes.options import OptionFields, Options, encode, encode_ids, encode_vectors, resolve_options, shape_vectors
 from app.routes.rendering import dumps, json_response, list_response, parts_response
 
-# Names of errors: ErrorType in text-embeddings-inference's router/src/lib.rs.
+# Status -> error_type: ErrorType in text-embeddings-inference's router/src/lib.rs.
 ERROR_TYPES = {429: "Overloaded", 503: "Unhealthy"}
-# Most characters that /tokenize takes at once, and ids that /decode does: its answer is 30 times as long as the texts,
-# and 8 MB of them took 26 s and 2 GB.
+# Most characters in a request to /tokenize, and most ids in one to /decode. The response of /tokenize is 30 times as
+# long as its texts; 8 MB of texts took 26 s and 2 GB.
 MAX_TOKENIZED = 100_000
-# Tokens that /tokenize renders at once: 2 ms.
+# Tokens that /tokenize renders in one slice: 2 ms.
 SLICE_TOKENS = 1000
 
-# The JSON of an object, of a list of token ids, and of a list of lists, by its beginning.
+# Beginnings of the JSON of an object, of a list of token ids, and of a list of lists.
 OBJECT = re.compile(rb"\{")
 IDS = re.compile(rb"\[\s*[-\dtf]")
 LISTS = re.compile(rb"\[\s*\[")
@@ -42,7 +42,7 @@ blueprint = Blueprint("tei", __name__)
 
 
 class Parameters(OptionFields, kw_only=True):
-    """The options, as TEI has them."""
+    """The options, with TEI's truncation_direction."""
 
     truncation_direction: Literal["Right", "right"] | None = None
 
@@ -54,7 +54,7 @@ class Embed(Parameters, Generic[T], kw_only=True):
 
 
 class Compared(Struct):
-    """One sentence and those that it is compared with."""
+    """A sentence, and the sentences to compare it with."""
 
     source_sentence: str
     sentences: TextList
@@ -68,7 +68,7 @@ class Comparison(Struct):
 
 
 class Tokenize(OptionFields, kw_only=True):
-    """The body of POST /tokenize. Of the options only prompt_name has an effect here."""
+    """The body of POST /tokenize. Of the options only prompt_name has an effect."""
 
     inputs: str | TextList
     add_special_tokens: bool | None = None
@@ -101,45 +101,45 @@ DECODE_RULES = {
     "ids": Rule("{place} is {kind}; it must be a list of token ids, or a list of such lists."),
     "skip_special_tokens": FLAG,
 }
-TEXTS = Many("inputs", str, or_text=True)
-SENTENCES = Many("inputs.sentences", str)
+TEXTS = ListField("inputs", str, or_text=True)
+SENTENCES = ListField("inputs.sentences", str)
 
 
 @functools.cache
 def ids_types(size: int) -> tuple[Any, Any]:
-    """Return the types of one text's token ids and of many texts', for the size of a vocabulary."""
+    """Return two types for a vocabulary of this size: the token ids of one text, and of many texts."""
     ids = Annotated[list[Annotated[int, Meta(ge=0, le=size - 1)]], Meta(min_length=1)]
     return ids, Annotated[list[ids], Meta(min_length=1)]
 
 
 def error_fields(request: RequestContext, status: int, message: str) -> dict[str, Any]:
-    """Return the error's name, which TEI's clients read."""
+    """Return error_type, which TEI's clients read."""
     return {"error_type": ERROR_TYPES.get(status, "Backend" if status >= 500 else "Validation")}
 
 
 @blueprint.post("/")
 def embed_or_compare() -> Response:
-    """Embed or compare: huggingface_hub's clients post here, given the server's URL alone."""
+    """Embed or compare: huggingface_hub's clients post both here when they know only the server's URL."""
     data = json_data()
     inputs = fields(data, "inputs").get("inputs", Raw(b""))
     return _similarities(data) if OBJECT.match(inputs) else embed(data, inputs)
 
 
 def embed(data: bytes, inputs: Raw, query: OptionFields | None = None) -> Response:
-    """Return a bare list of vectors; of one, for one text.
+    """Return a response with a list of vectors, also for a single text.
 
-    inputs: the field's JSON. query: options in the query.
+    inputs: raw JSON of the field. query: options in the query.
     """
     defaults = Options(normalize=True)
     if IDS.match(inputs) or LISTS.match(inputs):
         rows, body = _ids(data, inputs, "inputs", Embed, PARAMETER_RULES)
-        given = options(body, defaults, query)
-        result = encode_ids(rows, given).rows
+        options = resolve_options(body, defaults, query)
+        result = encode_ids(rows, options).rows
     else:
         texts = decode(data, Embed[str | TextList], TEXT_RULES, TEXTS)
-        given = options(texts, defaults, query)
-        result = _of_texts(texts.inputs, given)
-    return list_response(lambda start, stop: encode_vectors(result[start:stop], given), len(result))
+        options = resolve_options(texts, defaults, query)
+        result = _of_texts(texts.inputs, options)
+    return list_response(lambda start, stop: encode_vectors(result[start:stop], options), len(result))
 
 
 @blueprint.post("/similarity")
@@ -151,7 +151,7 @@ def similarity() -> Response:
 def tokenize() -> Response:
     body = decode(json_data(), Tokenize, TEXT_RULES, TEXTS)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    prompt = encoder().prompt(None, options(body).prompt_name)
+    prompt = encoder().prompt(None, resolve_options(body).prompt_name)
     characters = sum(map(len, texts))
     if characters > MAX_TOKENIZED:
         raise TooLarge(
@@ -194,7 +194,7 @@ def info() -> Response:
             "max_input_length": length,
             "max_batch_tokens": length,  # one text at a time
             "max_batch_requests": 1,
-            # of the longest texts as many as are computed in time: a client that fills it gets its answer
+            # number of the longest texts that are computed before the deadline: such a request is answered in time
             "max_client_batch_size": limits.max_texts if in_time is None else max(1, min(limits.max_texts, in_time)),
             "auto_truncate": True,
             "tokenization_workers": limits.capacity,
@@ -206,26 +206,26 @@ def info() -> Response:
 
 
 def _ids(data: bytes, ids: Raw, name: str, body_type: Any, rules: Rules) -> tuple[list[list[int]], Any]:
-    """Return many texts' token ids, or one's as many's, and the body that has them.
+    """Return the token ids of all texts, and the decoded body. One text's ids count as a list of one text.
 
-    ids: the JSON of the body's field of that name.
+    ids: raw JSON of the body's field `name`.
     """
     one, many = ids_types(encoder().tokenizer.vocabulary_size)
     if LISTS.match(ids):
         rules = {**rules, f"{name}[]": ID_LIST, f"{name}[][]": ID}
-        body = decode(data, body_type[many], rules, Many(name, one))
+        body = decode(data, body_type[many], rules, ListField(name, one))
         return getattr(body, name), body
     body = decode(data, body_type[one], {**rules, f"{name}[]": ID})
     return [getattr(body, name)], body
 
 
-def _of_texts(inputs: str | list[str], given: Options) -> list[Vector]:
+def _of_texts(inputs: str | list[str], options: Options) -> list[Vector]:
     texts, name = ([inputs], "inputs") if isinstance(inputs, str) else (inputs, "inputs[{}]")
-    return encode(texts, given, name.format).rows
+    return encode(texts, options, name.format).rows
 
 
 def _similarities(data: bytes) -> Response:
-    """Return the cosine of one sentence to each of others."""
+    """Return a response with the cosine of source_sentence to each of the sentences."""
     body = decode(data, Comparison, SIMILARITY_RULES, SENTENCES)
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     limit = settings().max_texts
@@ -233,8 +233,8 @@ def _similarities(data: bytes) -> Response:
         raise TooLarge(
             f"inputs has {len(texts)} texts, over the limit of {limit} (MAX_TEXTS): send fewer at once.", "inputs"
         )
-    given = options(body.parameters or Parameters(), Options(normalize=True))
-    vectors = shape_vectors(encode(texts, given, _name_of_compared).rows, given)
+    options = resolve_options(body.parameters or Parameters(), Options(normalize=True))
+    vectors = shape_vectors(encode(texts, options, _name_of_compared).rows, options)
     return json_response(vectors[1:] @ vectors[0])
 
 
@@ -243,7 +243,7 @@ def _name_of_compared(index: int) -> str:
 
 
 def _token_lists(texts: list[str], spans: list[Spans], special_names: dict[int, str]) -> Iterator[bytes]:
-    """Render the tokens of each text, some at a time."""
+    """Yield the JSON of the tokens of each text, in slices."""
     yield b"["
     for index, (text, rows) in enumerate(zip(texts, spans, strict=True)):
         yield b",[" if index else b"["
@@ -262,7 +262,7 @@ def _description(text: str, special_names: dict[int, str], token: int, start: in
 
 
 def _offload(function: Callable[[], T]) -> T:
-    """Return function(), called where a second of work holds up nobody else."""
+    """Return function(), called in a native thread: a second of work there blocks no other request."""
     runner = context().runner or encoder().runner
     runner.check_deadline(1)
     return runner.offload(function)

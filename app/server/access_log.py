@@ -1,4 +1,4 @@
-"""Access log: counts and logs answered requests, many at once, off the hot path."""
+"""Access log: counts and logs answered requests in rounds, outside the request path."""
 
 import os
 import time
@@ -16,42 +16,42 @@ from app.server.threads import start_native_thread
 
 # Interval between rounds of counting and logging, seconds.
 ROUND_SECONDS = 0.1
-# Lines for rejected requests in a second; more are counted in one line, which costs less CPU than the rejections.
+# Log lines for rejected requests per second. The rest is summed up in one line: a line costs more CPU than a rejection.
 MAX_REJECTION_LINES = 100
-# Lines that wait for a slow reader, bytes; then the newest are dropped and counted.
+# Buffer for lines that a slow reader of stderr has not read, bytes; over it new lines are dropped and counted.
 MAX_WAITING_BYTES = 4 * 1024 * 1024
-# Lines that are written together, bytes: what a pipe takes as one piece, whoever else writes into it (PIPE_BUF).
+# Longest write to stderr, bytes: a pipe never mixes writes up to PIPE_BUF with those of other processes.
 PIECE_BYTES = 4096
-# Time that the last lines have to be read when the process ends, seconds.
+# Longest wait at the end of the process for the last lines to be written, seconds.
 LAST_SECONDS = 0.3
 REJECTED, _ = status_and_code(QueueFull(0))
 
 
 class AccessLog:
-    """Collects answered requests and handles those of a tenth of a second together."""
+    """Collects answered requests, and counts and logs them every ROUND_SECONDS."""
 
     def __init__(self) -> None:
         self._answered: deque[RequestContext] = deque()
         self._second = self._rejected = 0
 
     def add(self, context: RequestContext) -> None:
-        """Take a request that was answered."""
+        """Add an answered request."""
         self._answered.append(context)
 
     def run(self) -> None:
-        """Count and log again and again, in a greenlet."""
+        """Count and log in rounds, for ever; runs in a greenlet."""
         while True:
             gevent.sleep(ROUND_SECONDS)
             self.count()
 
     def count(self) -> None:
-        """Count and log what was answered so far."""
+        """Count and log the requests added so far."""
         while self._answered:
             context = self._answered.popleft()
             try:
                 metrics.observe(context)
                 self._log(context)
-            except Exception:  # whatever it is, the server goes on
+            except Exception:  # must not stop the server
                 logs.logger.exception("a response was not counted or logged")
         if self._second != int(time.time()):
             self._log_rejected()
@@ -76,17 +76,17 @@ class AccessLog:
 
 
 class LineWriter:
-    """Writes lines to stderr in a native thread: a reader that is slow, or gone, holds up nobody."""
+    """Writes lines to stderr in a native thread: a slow or missing reader does not block the server."""
 
     def __init__(self) -> None:
         self._lines: deque[bytes] = deque()
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._is_awake = False
-        self._added_bytes = self._written_bytes = self._dropped = 0  # each is changed by one thread only
+        self._added_bytes = self._written_bytes = self._dropped = 0  # each is written by one thread only
         start_native_thread(self._run, ())
 
     def write(self, line: bytes) -> None:
-        """Add a line, or drop it where too much waits already."""
+        """Add a line to the buffer, or drop it if the buffer is full."""
         waiting_bytes = self._added_bytes - self._written_bytes
         if waiting_bytes > MAX_WAITING_BYTES:
             self._dropped += 1
@@ -96,7 +96,9 @@ class LineWriter:
             logs.write("WARNING", f"{dropped} log lines were dropped: nobody read them in time", {"dropped": dropped})
         self._added_bytes += len(line)
         self._lines.append(line)
-        if not self._is_awake:  # a thread that wakes for each line takes the interpreter's lock from those that compute
+        if (
+            not self._is_awake
+        ):  # waking the thread for each line would take the interpreter lock from the native threads
             self._is_awake = True
             self._wake.put(None)
 
@@ -114,6 +116,6 @@ class LineWriter:
                 piece = self._lines.popleft()
                 while self._lines and len(piece) + len(self._lines[0]) <= PIECE_BYTES:
                     piece += self._lines.popleft()
-                with suppress(OSError):  # nobody reads it any more
+                with suppress(OSError):  # stderr is closed
                     os.write(2, piece)
                 self._written_bytes += len(piece)

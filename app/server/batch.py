@@ -1,4 +1,4 @@
-"""Batch: the rows of one request in the scheduler's queue, and what came of them."""
+"""Batch: the rows of one request in the scheduler's queue, and their state."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,9 +9,11 @@ from app.engine.embeddings import Ids, Vector
 
 
 class Batch:
-    """begun, done: numbers of rows. queue_seconds: how long the first row waited.
+    """Rows of one request. A row is the token ids of one text, (seq,) int64.
 
-    check: called with done and the number of rows before each row; it raises what keeps the row from being computed.
+    started, done: counts of rows. queue_seconds: time that the first row waited.
+    on_vector: called with the index and the vector of each computed row.
+    check: called with done and the number of rows before each row; raises an error to end the request.
     """
 
     def __init__(
@@ -21,7 +23,7 @@ class Batch:
         check: Callable[[int, int], None],
     ) -> None:
         self.rows = rows
-        self.ticket = self.begun = self.done = 0
+        self.ticket = self.started = self.done = 0
         self.queue_seconds = 0.0
         self._on_vector = on_vector
         self._check = check
@@ -30,25 +32,25 @@ class Batch:
         self._ended = Event()
 
     def check(self) -> None:
-        """Raise what keeps the next row from being computed."""
-        if not self.begun:
+        """Raise the error that ends the request before its next row, if there is one."""
+        if not self.started:
             self.queue_seconds = time.monotonic() - self._submitted
         self._check(self.done, len(self.rows))
 
     def finish(self, index: int, vector: Vector) -> None:
-        """Hand over the vector of a row, even when the request has given up: it is kept for the next one."""
+        """Pass on the vector of a row, also after the request has failed: the cache keeps it for a retry."""
         self._on_vector(index, vector)
         self.done += 1
         if self.done == len(self.rows):
             self._ended.set()
 
     def fail(self, error: BaseException) -> None:
-        """End the request with an error; rows that are being computed are handed over all the same."""
+        """End the request with an error. Rows that are being computed are still passed on."""
         self._error = self._error or error
         self._ended.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until all rows are done; return whether they are in time. Raises what the batch failed with."""
+        """Wait until all rows are done; return whether they were done in time. Raises the batch's error."""
         is_over = bool(self._ended.wait(seconds))
         if self._error is not None:
             raise self._error

@@ -1,4 +1,4 @@
-"""Connections: all of a worker by state, and which one goes where there are too many."""
+"""Connections: all connections of a worker by state, and which one is closed when there are too many."""
 
 from enum import Enum
 from typing import Protocol
@@ -7,23 +7,23 @@ from gevent.lock import Semaphore
 
 from app.errors import ServiceError, TooManyBytes
 
-# Largest body that is read after an error to keep the connection, and that no lack of memory refuses, bytes.
+# Small body, bytes: read after an error to keep the connection, and never rejected for lack of memory.
 SMALL_BODY_BYTES = 64 * 1024
 
 
 class State(Enum):
-    """State of a connection. Where there are too many, those of the first states are closed first."""
+    """State of a connection. With too many connections, those of the first states are closed first."""
 
     NEW = 1  # has never sent a byte
-    IDLE = 2  # waits for its next request
-    HEAD = 3  # sends the head of a request
-    BODY = 4  # sends a body
-    SENDING = 5  # reads the next part of a response, or does not
-    SERVED = 6  # is computed for
+    IDLE = 2  # kept open between two requests
+    HEAD = 3  # is sending the head of a request
+    BODY = 4  # is sending a body
+    SENDING = 5  # is being sent a response
+    SERVED = 6  # its request is being computed
 
 
 class Client(Protocol):
-    """Part of a Connection that Connections uses. body_bytes: received of the current request's body."""
+    """Interface of a Connection. body_bytes: received bytes of the current request's body."""
 
     body_bytes: int
 
@@ -31,13 +31,13 @@ class Client(Protocol):
 
     def end_receiving(self) -> None: ...
 
-    def refuse_body(self, error: ServiceError) -> None: ...
+    def reject_body(self, error: ServiceError) -> None: ...
 
     def is_stalled(self) -> bool: ...
 
 
 class Connections(dict[State, dict[Client, None]]):
-    """All connections of a worker by state, the longest in it first. received_bytes: of all unanswered requests."""
+    """All connections of a worker by state, in order of entry. received_bytes: body bytes of unanswered requests."""
 
     def __init__(self, max_received_bytes: int) -> None:
         super().__init__((state, {}) for state in State)
@@ -47,31 +47,31 @@ class Connections(dict[State, dict[Client, None]]):
 
     @property
     def count(self) -> int:
-        """All connections."""
+        """Number of all connections."""
         return sum(map(len, self.values()))
 
     @property
     def served(self) -> int:
-        """Connections with a request that is being received, computed or answered."""
+        """Number of connections whose request is being received, computed or answered."""
         return sum(len(self[state]) for state in (State.BODY, State.SENDING, State.SERVED))
 
     def add_body_bytes(self, client: Client, count: int) -> None:
-        """Count what a client has sent of a body. Where all have sent too much, the one with the most is refused.
+        """Count received body bytes. Over the limit, the client with the largest unfinished body is rejected.
 
         Raises:
-            TooManyBytes: it is this one.
+            TooManyBytes: this client has the largest one.
         """
         client.body_bytes += count
         self.received_bytes += count
         if self.received_bytes > self.max_received_bytes:
             largest = max([client, *self[State.BODY]], key=lambda other: other.body_bytes)
             if largest is not client:
-                largest.refuse_body(TooManyBytes(self.max_received_bytes))
+                largest.reject_body(TooManyBytes(self.max_received_bytes))
             elif client.body_bytes > SMALL_BODY_BYTES:
                 raise TooManyBytes(self.max_received_bytes)
 
     def close_one(self) -> None:
-        """Close the connection that is missed the least; none that is computed for, or reads its response."""
+        """Close the least valuable connection; never one that is being computed, or whose client reads a response."""
         for state in (State.NEW, State.IDLE, State.HEAD, State.BODY, State.SENDING):
             if self[state]:
                 first = next(iter(self[state]))
@@ -80,11 +80,11 @@ class Connections(dict[State, dict[Client, None]]):
                 return
 
     def close_idle(self) -> None:
-        """Close those that have sent nothing of a request."""
+        """Close the connections that have sent nothing of a request."""
         for connection in [*self[State.NEW], *self[State.IDLE]]:
             connection.end()
 
     def end_receiving(self) -> None:
-        """Let the heads and bodies that are being received end here."""
+        """End the receiving of all unfinished heads and bodies."""
         for connection in [*self[State.HEAD], *self[State.BODY]]:
             connection.end_receiving()

@@ -1,4 +1,4 @@
-"""HTTP beside the app: what Gunicorn's parser and response lack, and errors of requests that never reach the app."""
+"""HTTP outside the app: additions to Gunicorn's parser and response, and errors for requests that it cannot parse."""
 
 import re
 import time
@@ -28,7 +28,7 @@ from app.server.connection import MAX_HEAD_BYTES
 from app.server.connections import SMALL_BODY_BYTES
 from app.settings import RECEIVE_SECONDS
 
-# Headers that are read before a request is admitted, and their keys in its environ.
+# Headers that are read before a request is admitted -> their keys in the WSGI environ.
 KEYS = {"CONTENT-LENGTH": "CONTENT_LENGTH"} | {
     name: f"HTTP_{name.replace('-', '_')}"
     for name in (
@@ -42,12 +42,12 @@ KEYS = {"CONTENT-LENGTH": "CONTENT_LENGTH"} | {
     )
 }
 
-# Longest reason of Gunicorn's in an answer, which may quote a whole line of the request.
+# Longest reason from Gunicorn in an error, characters: it may quote a whole line of the request.
 MAX_REASON_CHARACTERS = 200
 
 
 class Response(gunicorn.http.wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
-    """Gunicorn's response, whose head waits for the beginning of the body: one packet wakes the client once."""
+    """Gunicorn's response. Head and beginning of the body go out in one packet, which wakes the client once."""
 
     head = b""
     headers_sent: bool
@@ -68,13 +68,19 @@ class Response(gunicorn.http.wsgi.Response):  # type: ignore[misc]  # gunicorn h
 
     def close(self) -> None:
         self.send_headers()
-        if self.head:  # there is no body
+        if self.head:  # response without a body
             self.sock.sendall(self.head)
         super().close()
 
 
 def check(request: Any) -> None:
-    """Refuse what Gunicorn lets pass. https://www.rfc-editor.org/rfc/rfc9112#section-3.2-5 and #section-9.6"""
+    """Apply two rules of HTTP that Gunicorn lacks: Host is required, and `Connection: close` is obeyed.
+
+    https://www.rfc-editor.org/rfc/rfc9112#section-3.2-5 and #section-9.6
+
+    Raises:
+        ParseException: the Host header is missing.
+    """
     names = {name for name, _ in request.headers}
     if request.version >= (1, 1) and "HOST" not in names:
         raise ParseException("it has no Host header")
@@ -84,7 +90,7 @@ def check(request: Any) -> None:
 
 
 def head_environ(request: Any, address: Any) -> dict[str, str]:
-    """Return of a request's environ what is read before it is admitted: the whole one takes longer."""
+    """Return the part of the WSGI environ that is read before admission: the whole environ takes longer."""
     environ = {
         "REQUEST_METHOD": request.method,
         "PATH_INFO": unquote_to_bytes(request.path.encode("latin-1")).decode("latin-1"),
@@ -98,12 +104,12 @@ def head_environ(request: Any, address: Any) -> dict[str, str]:
 
 
 def has_small_body(environ: dict[str, str]) -> bool:
-    """Return whether what the app left of the body can be read to keep the connection."""
+    """Return whether the unread rest of the body is small enough to be read, which keeps the connection."""
     return "HTTP_TRANSFER_ENCODING" not in environ and int(environ.get("CONTENT_LENGTH") or 0) <= SMALL_BODY_BYTES
 
 
 def unreadable(error: Exception, config: Any) -> tuple[HTTPStatus, str]:
-    """Return the status and the sentence for a request that never reaches the app."""
+    """Return status and message for a request that cannot be parsed."""
     match error:
         case LimitRequestLine():
             limit = f"The URL is over the limit of {config.limit_request_line} bytes: send long texts with POST /embed."
@@ -140,9 +146,9 @@ def _date(second: int) -> str:
 def error_response(
     context: RequestContext, status: int, message: str, cors_origins: tuple[str, ...], keeps: bool
 ) -> tuple[bytes, int]:
-    """Return the whole response to a request that the app never sees, and the length of its body.
+    """Return the complete error response without calling the app, and the length of its body.
 
-    context: its `error` is the code. keeps: whether the connection is kept.
+    context: `context.error` is the error's code. keeps: whether the connection is kept.
     """
     body = error_body(context, status, message, context.error)
     headers = {
@@ -164,6 +170,6 @@ def error_response(
     return "\r\n".join(lines).encode("latin-1") + body, len(body)
 
 
-# Gunicorn has no setting for the request target, where it refuses what `curl 'host/embed?q=日本語'` sends, UTF-8
-# without percent signs.
+# Gunicorn rejects UTF-8 without percent-encoding in a request target, as `curl 'host/embed?q=日本語'` sends it, and has
+# no setting for that.
 gunicorn.http.message.RFC9112_TARGET_INVALID = re.compile(r"[^\x21-\x7e\x80-\xff]")

@@ -1,16 +1,16 @@
-"""Open files: how many connections their limit (ulimit -n) allows."""
+"""Open files: the number of connections that their limit (ulimit -n) allows."""
 
 import resource
 from pathlib import Path
 
 from app.errors import BootError
 
-# Files a worker may open besides connections, and the fewest connections it can work with.
+# Files that a worker opens besides connections, and the fewest connections that it needs.
 SPARE_FILES, MIN_CONNECTIONS = 16, 8
 
 
 def connections_allowed() -> int:
-    """Return how many connections the limit of open files leaves room for.
+    """Return the number of connections that the limit of open files leaves room for.
 
     Raises:
         BootError: fewer than MIN_CONNECTIONS.

@@ -1,6 +1,7 @@
-"""Scheduler: who computes next. Bounds concurrent inference; texts of large requests and small ones take turns.
+"""Fair scheduler: bounds concurrent inference, and interleaves the texts of large requests with small ones.
 
-It lives in gevent's hub, so it needs no locks: only `compute` runs in native threads.
+A row is the token ids of one text. The scheduler runs in gevent's hub, so it needs no locks; only `compute` runs in
+native threads.
 """
 
 import time
@@ -17,65 +18,65 @@ from app.engine.embeddings import Ids, Vector
 from app.engine.runner import Compute
 from app.errors import ClientGone, DeadlineExceeded, ServiceError, ShuttingDown, TooLarge
 from app.server.batch import Batch
+from app.server.hub import yield_to_hub
 from app.server.speed import Speed
 from app.server.threads import NativeThreads
-from app.server.turns import let_others_go_on
 
 T = TypeVar("T")
-# Time between two checks whether the client of a request is still there, seconds.
+# Interval between checks for a disconnected client of a waiting request, seconds.
 DISCONNECT_CHECK_SECONDS = 0.2
-# Time without lone rows from which on large requests may have a row ready beside those that run, seconds. With it
-# batches of 32 are 1.1 times as fast, and a short text beside two large requests takes 1.8 times as long as alone
-# instead of 1.45 times.
+# Time without single-text requests after which large requests may queue one row more than there are CPUs, seconds. The
+# extra row makes batches of 32 texts 1.1 times as fast; always allowed, it would make a short text beside two large
+# requests take 1.8 times as long as alone instead of 1.45 times.
 QUIET_SECONDS = 0.1
-# Part of a deadline that a batch should fill at the most, where a client asks how large it may be. Until the first
-# long row was computed, its time is estimated from short ones: 0.7 of what it takes on a CPU with AMX, 0.8 with AVX2.
+# Share of the deadline that the recommended largest request fills. Before the first long row, its time is estimated
+# from short ones: that gives 0.7 of the real time on a CPU with AMX, 0.8 with AVX2.
 MARGIN = 0.7
 
 
 class Scheduler:
     """Runs `compute` on the rows of many requests, about `capacity` rows at the same time.
 
-    Requests take turns in the order of their tickets. A request of many rows draws a new ticket for each row, so that
-    a thousand texts do not hold up one. The rows of large requests fill all CPUs, and one lone row runs beside them: it
-    does not wait for a page to end. One row more than can run may be given to the native threads, so that no CPU
-    idles while the hub is at work.
+    Requests are served in the order of their tickets. A large request (more than one row) draws a new ticket for each
+    row, so that a thousand texts do not delay one. The rows of large requests fill all CPUs, and one single row runs
+    beside them without waiting for a long row to end. The native threads may get one row more than there are CPUs, so
+    that no CPU idles while the hub is busy.
 
-    compute: called with the token ids of the rows a thread takes. capacity: CPUs to use.
+    compute: computes a list of rows in a native thread. capacity: CPUs to use.
     """
 
     def __init__(self, compute: Compute, capacity: int, deadline_seconds: float) -> None:
         self._compute = compute
         self._capacity = capacity
         self.deadline_seconds = deadline_seconds
-        self._lone_threads = NativeThreads(capacity + 1)
+        self._single_threads = NativeThreads(capacity + 1)
         self._large_threads = NativeThreads(capacity)
         self.offloaded = NativeThreads(1)
         self.offload_turn = Semaphore(1)
         self._last_ticket = 0
-        self._lone: deque[Batch] = deque()
+        self._single: deque[Batch] = deque()
         self._large: deque[Batch] = deque()
         self.preparing = 0
-        self._last_lone = 0.0  # when one was submitted, in seconds of time.monotonic()
+        self._last_single = 0.0  # time of the last single-text request, seconds of time.monotonic()
         self._speed = Speed()
-        self.end = float("inf")  # of all deadlines
+        self.end = float("inf")  # latest end of every deadline, seconds of time.monotonic()
 
-    def job(self, arrived: float, is_gone: Callable[[], bool]) -> "Job":
-        """Return the runner of one request. arrived: seconds of time.monotonic(). is_gone: whether its client left."""
-        return Job(self, arrived + self.deadline_seconds, is_gone)
+    def runner(self, arrived: float, is_gone: Callable[[], bool]) -> "RequestRunner":
+        """Return the runner of one request. arrived: seconds of time.monotonic(). is_gone: checks for a disconnect."""
+        return RequestRunner(self, arrived + self.deadline_seconds, is_gone)
 
     @property
     def running(self) -> int:
-        """Calls in native threads: a process that ends while ONNX Runtime computes is aborted."""
-        return sum(threads.running for threads in (self._lone_threads, self._large_threads, self.offloaded))
+        """Number of calls in native threads. The process must not exit while ONNX Runtime computes: that aborts it."""
+        return sum(threads.running for threads in (self._single_threads, self._large_threads, self.offloaded))
 
     @property
     def waiting(self) -> int:
-        """Requests that are prepared, or have a row that has not begun."""
-        return self.preparing + len(self._lone) + len(self._large)
+        """Number of requests that are being prepared (read, tokenized) or have a row that has not started."""
+        return self.preparing + len(self._single) + len(self._large)
 
     def seconds(self, rows: int, tokens: int) -> float:
-        """Return the time that rows take when nobody else asks for anything, as measured lately."""
+        """Return the estimated time for rows on an otherwise idle server, seconds, from recent measurements."""
         return self._speed.seconds(rows, tokens) / self._capacity
 
     def shut_down(self, end: float) -> None:
@@ -84,35 +85,35 @@ class Scheduler:
         gevent.spawn_later(max(0.0, end - time.monotonic()), self.expire)
 
     def measure(self, tokens: int) -> None:
-        """Compute a few rows to know the speed. tokens: of the longest row that requests can have.
+        """Measure the speed with a few rows. tokens: length of the longest possible row.
 
-        The rows are shorter, since ONNX Runtime keeps the memory of the longest one.
+        The measured rows are shorter: ONNX Runtime keeps the memory of the longest one.
         """
         lengths = [max(1, tokens // part) for part in (16, 4, 16, 8, 4)]
-        for is_counted in (False, True):  # the first time of each length takes longer
+        for is_counted in (False, True):  # the first run of each length is slower
             for length in lengths:
                 _, _, seconds = self.offloaded.apply(partial(self._measured, np.zeros(length, np.int64)))
                 if is_counted:
                     self._speed.add(length, seconds)
 
     def submit(self, batch: Batch) -> None:
-        """Put the rows of a request into the queue."""
+        """Add the rows of a request to the queue."""
         batch.ticket = self._next_ticket()
         if len(batch.rows) == 1:
-            self._last_lone = time.monotonic()
-            self._lone.append(batch)
+            self._last_single = time.monotonic()
+            self._single.append(batch)
         else:
             self._large.append(batch)
         self._dispatch()
 
     def discard(self, batch: Batch) -> None:
-        """Take a request out of the queue, if it is there."""
-        queue = self._lone if len(batch.rows) == 1 else self._large
-        if batch.begun < len(batch.rows) and batch in queue:
+        """Remove a request from the queue, if it is there."""
+        queue = self._single if len(batch.rows) == 1 else self._large
+        if batch.started < len(batch.rows) and batch in queue:
             queue.remove(batch)
 
-    def check(self, deadline: float, done: int, texts: int) -> None:
-        """Raise DeadlineExceeded if a request's time is up."""
+    def check_deadline(self, deadline: float, done: int, texts: int) -> None:
+        """Raise DeadlineExceeded if the deadline, seconds of time.monotonic(), has passed."""
         now = time.monotonic()
         if now > self.end:
             raise ShuttingDown(done, texts)
@@ -125,23 +126,23 @@ class Scheduler:
 
     def _dispatch(self) -> None:
         while batch := self._pick():
-            index = batch.begun
-            batch.begun += 1
-            threads = self._large_threads if len(batch.rows) > 1 else self._lone_threads
-            if batch.begun < len(batch.rows):
+            index = batch.started
+            batch.started += 1
+            threads = self._large_threads if len(batch.rows) > 1 else self._single_threads
+            if batch.started < len(batch.rows):
                 batch.ticket = self._next_ticket()
                 self._large.append(batch)
             threads.spawn(partial(self._measured, batch.rows[index]), partial(self._finish, batch, index))
 
     def _pick(self) -> Batch | None:
-        """Return the batch whose turn it is, if the threads may be given its next row."""
+        """Return the batch with the lowest ticket, if a native thread may get its next row."""
         while True:
             large = self._large_threads.running
-            busy = self._lone_threads.running + min(large, self._capacity)
+            busy = self._single_threads.running + min(large, self._capacity)
             queues = []
-            if self._lone and busy <= self._capacity + (not large and not self._large):
-                queues.append(self._lone)
-            most_large = self._capacity + (time.monotonic() - self._last_lone > QUIET_SECONDS)
+            if self._single and busy <= self._capacity + (not large and not self._large):
+                queues.append(self._single)
+            most_large = self._capacity + (time.monotonic() - self._last_single > QUIET_SECONDS)
             if self._large and large < most_large and busy <= self._capacity:
                 queues.append(self._large)
             if not queues:
@@ -154,46 +155,46 @@ class Scheduler:
                 batch.fail(error)
 
     def _measured(self, row: Ids) -> tuple[Vector, int, float]:
-        """Compute one row, in a native thread. Returns its vector, its tokens and the thread's CPU time in seconds."""
+        """Compute one row in a native thread. Returns its vector, its token count and its CPU time, seconds."""
         began = time.thread_time()
         vector = self._compute([row])[0]
         return vector, len(row), time.thread_time() - began
 
     def _finish(self, batch: Batch, index: int, value: Any, error: BaseException | None) -> None:
-        """Take over what a native thread has computed; called in the hub."""
+        """Store the vector or the error of one row; called in the hub."""
         try:
             if error is not None:
                 raise error
             vector, tokens, seconds = value
             self._speed.add(tokens, seconds)
             batch.finish(index, vector)
-        except Exception as raised:  # it belongs to the request
+        except Exception as raised:  # this request's error, not the scheduler's
             self.discard(batch)
             batch.fail(raised)
         self._dispatch()
 
     def expire(self) -> None:
-        """End what is in the queue with 503."""
-        for batch in [*self._lone, *self._large]:
+        """End all queued requests with 503."""
+        for batch in [*self._single, *self._large]:
             self.discard(batch)
             batch.fail(ShuttingDown(batch.done, len(batch.rows)))
 
 
-class Job:
-    """The runner of one request, see app/engine/runner.py. deadline: seconds of time.monotonic()."""
+class RequestRunner:
+    """Runner of one request (interface: app/engine/runner.py). deadline: seconds of time.monotonic()."""
 
     def __init__(self, scheduler: Scheduler, deadline: float, is_gone: Callable[[], bool]) -> None:
         self.queue_seconds = 0.0
         self.deadline = deadline
         self._is_gone = is_gone
-        self._looked = time.monotonic()  # for the client
+        self._client_checked = time.monotonic()
         self._scheduler = scheduler
         self._is_preparing = False
         self._is_small = True
         self._texts = 0
 
     def end(self) -> None:
-        """Count as waiting no longer, but for rows in the queue."""
+        """End the preparation: from now on only rows in the queue count as waiting."""
         self._scheduler.preparing -= self._is_preparing
         self._is_preparing = False
 
@@ -212,27 +213,27 @@ class Job:
             self.queue_seconds = batch.queue_seconds
 
     def offload(self, function: Callable[[], T]) -> T:
-        with self._scheduler.offload_turn:  # first come, first served
+        with self._scheduler.offload_turn:  # one request at a time, in order of arrival
             self._check(0, self._texts)
             return self._scheduler.offloaded.apply(function)
 
     def pause(self) -> None:
-        let_others_go_on(self._is_small)
+        yield_to_hub(self._is_small)
         self._is_small = False
 
     def check_deadline(self, texts: int) -> None:
-        if not self._is_preparing:  # the request is all there: it counts as waiting from now on
+        if not self._is_preparing:  # first call: the request is complete and counts as waiting from now on
             self._is_preparing = True
             self._scheduler.preparing += 1
         self._texts = texts
-        self._scheduler.check(self.deadline, 0, texts)
+        self._scheduler.check_deadline(self.deadline, 0, texts)
 
     def texts_in_time(self, tokens: int) -> int | None:
         seconds = self._scheduler.seconds(1, tokens)
         return int(MARGIN * self._scheduler.deadline_seconds / seconds) if seconds else None
 
     def _check_size(self, rows: Sequence[Ids]) -> None:
-        """Raise TooLarge if the rows cannot be computed in time even when nobody else asks for anything."""
+        """Raise TooLarge if the rows cannot be computed before the deadline even on an otherwise idle server."""
         tokens, limit = sum(map(len, rows)), self._scheduler.deadline_seconds
         seconds = self._scheduler.seconds(len(rows), tokens)
         if len(rows) > 1 and seconds > limit:
@@ -242,9 +243,9 @@ class Job:
             )
 
     def _check(self, done: int, texts: int) -> None:
-        """Raise ClientGone if the client has left, looked at now and then, and DeadlineExceeded if the time is up."""
-        if (now := time.monotonic()) - self._looked > DISCONNECT_CHECK_SECONDS:
-            self._looked = now
+        """Raise ClientGone for a disconnected client (checked at intervals), or DeadlineExceeded."""
+        if (now := time.monotonic()) - self._client_checked > DISCONNECT_CHECK_SECONDS:
+            self._client_checked = now
             if self._is_gone():
                 raise ClientGone("The client has left.")
-        self._scheduler.check(self.deadline, done, texts)
+        self._scheduler.check_deadline(self.deadline, done, texts)

@@ -1,4 +1,4 @@
-"""Native threads for work that holds up gevent's hub; what comes of it is handed over in the hub."""
+"""Native threads for work that would block gevent's hub. Results are delivered in the hub."""
 
 import logging
 from _queue import SimpleQueue  # the native one: gevent's would block the hub
@@ -12,18 +12,18 @@ from gevent.event import AsyncResult
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-# Called in the hub with what a function returned, or with what it raised.
+# Callback in the hub: (the function's value, the error that it raised or None).
 Done = Callable[[Any, BaseException | None], None]
 
 start_native_thread = monkey.get_original("_thread", "start_new_thread")
 
 
 class NativeThreads:
-    """Native threads that nobody waits for when the process ends.
+    """Pool of native daemon threads.
 
-    gevent.threadpool makes a watcher for each call and may block the hub; one watcher for all calls costs a tenth.
+    gevent.threadpool creates a watcher for each call and may block the hub; one watcher for all calls costs a tenth.
 
-    running: calls whose outcome is not handed over yet.
+    running: number of calls whose result was not delivered yet.
     """
 
     def __init__(self, count: int) -> None:
@@ -31,12 +31,12 @@ class NativeThreads:
         self._calls: SimpleQueue[tuple[Callable[[], Any], Done]] = SimpleQueue()
         self._outcomes: deque[tuple[Done, Any, BaseException | None]] = deque()
         self._wake = gevent.get_hub().loop.async_()
-        self._wake.start(self._hand_over)
+        self._wake.start(self._deliver)
         for _ in range(count):
             start_native_thread(self._run, ())
 
     def spawn(self, function: Callable[[], Any], done: Done) -> None:
-        """Call function() in one of the threads, then done(value, error) in the hub, where it must not block."""
+        """Call function() in one of the threads, then done(value, error) in the hub. `done` must not block."""
         self.running += 1
         self._calls.put((function, done))
 
@@ -59,13 +59,13 @@ class NativeThreads:
                 value, error = None, raised
             self._outcomes.append((done, value, error))
             self._wake.send()
-            del function, done, value, error  # not kept while waiting
+            del function, done, value, error  # releases them before the next wait
 
-    def _hand_over(self) -> None:
+    def _deliver(self) -> None:
         while self._outcomes:
             done, value, error = self._outcomes.popleft()
             self.running -= 1
             try:
                 done(value, error)
-            except Exception:  # the other outcomes are handed over all the same
+            except Exception:  # the other results are still delivered
                 logger.exception("unexpected error")

@@ -1,6 +1,6 @@
-"""Worker: Gunicorn's gevent worker with what it lacks: limits of time, early 429, errors in JSON, a graceful end.
+"""Worker: Gunicorn's gevent worker with time limits, early 429 responses, JSON errors and a graceful shutdown.
 
-README.md in this folder lists what is used of Gunicorn.
+README.md in this folder lists the parts of Gunicorn and gevent that are used.
 """
 
 import time
@@ -27,31 +27,31 @@ from app.server.connections import Connections
 from app.server.open_files import MIN_CONNECTIONS, connections_allowed
 from app.server.scheduler import Scheduler
 
-# Time that a stopping worker keeps idle connections for a request on its way, and reads on after an error, seconds.
+# Time that a stopping worker keeps idle connections open, and that a closed connection is read on, seconds.
 LINGER_SECONDS = 2
-LAST_LINGER_SECONDS = 0.5  # within ANSWER_SECONDS, when the worker stops
+LAST_LINGER_SECONDS = 0.5  # the same at the end of a shutdown, within ANSWER_SECONDS
 # On shutdown, deadlines end this long before the process does, so that responses can still be sent.
 ANSWER_SECONDS = 1.5
-# Interval of the heartbeat, and of the check for a signal to stop, seconds.
+# Interval of the heartbeat and of the check for a stop signal, seconds.
 BEAT_SECONDS = 0.25
-# Memory for bodies of unanswered requests, in bodies of MAX_BODY_BYTES.
+# Memory for the bodies of unanswered requests, in multiples of MAX_BODY_BYTES.
 MAX_LARGE_BODIES = 8
-# Interval between looks at the model's files, seconds.
+# Interval between checks of the model's files, seconds.
 MODEL_CHECK_SECONDS = 20
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
-    """Gunicorn's gevent worker for an app of `create_app`."""
+    """Gunicorn worker that serves an app of `create_app`."""
 
     alive: bool
     worker_connections: int
-    stopped = 0.0  # when it was told to stop, in seconds of time.monotonic()
+    stop_requested = 0.0  # time of the first stop signal, seconds of time.monotonic()
 
     def open(self) -> None:
         """Open the encoder in this process, and connect the app with this worker.
 
         Raises:
-            BootError: the model cannot be opened, or too few files may be.
+            BootError: the model cannot be opened, or the limit of open files is too low.
         """
         app = self.wsgi
         self.encoder, settings = app.extensions["encoder"], app.extensions["settings"]
@@ -64,15 +64,15 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self.access_log = AccessLog()
         self.connections = Connections(MAX_LARGE_BODIES * settings.max_body_bytes)
         app.extensions["shutting_down"] = lambda: not self.alive
-        app.extensions["count"] = self._count
+        app.extensions["count_answered"] = self._count
         self.writer = LineWriter()
         logs.set_output(self.writer.write)
 
     def run(self) -> None:
-        """Serve until told to stop; then answer what was admitted, in time or with 503, and end."""
+        """Serve until a stop signal; then answer the admitted requests, in time or with 503, and return."""
         gevent.spawn(self.access_log.run)
         gevent.spawn(self._watch_model)
-        # A little more than the limit: it is up to Connections.close_one who goes.
+        # A little above the limit: `handle` closes a connection over it, and the pool never blocks before.
         pool = Pool(self.worker_connections + MIN_CONNECTIONS // 2)
         servers = [StreamServer(port, partial(self.handle, port.getsockname()), spawn=pool) for port in self.sockets]
         for server in servers:
@@ -86,31 +86,31 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         for server in servers:
             server.stop_accepting()
             with suppress(OSError):
-                while not server.full() and (accepted := server.do_read()):  # connected already, as its client knows
+                while not server.full() and (accepted := server.do_read()):  # its client is connected already
                     server.do_handle(*accepted)
             server.close()
         self._shut_down()
 
     def handle_exit(self, signal: int, frame: Any) -> None:
-        """Stop accepting new connections soon, and note when that was asked for."""
+        """Handle a stop signal: `run` stops accepting soon. Records the time of the first one."""
         super().handle_exit(signal, frame)
-        self.stopped = self.stopped or time.monotonic()
+        self.stop_requested = self.stop_requested or time.monotonic()
         if self.booted:
-            self.scheduler.end = self.stopped + self.cfg.graceful_timeout - ANSWER_SECONDS
+            self.scheduler.end = self.stop_requested + self.cfg.graceful_timeout - ANSWER_SECONDS
 
     def _shut_down(self) -> None:
         now = time.monotonic()
-        self.stopped = self.stopped or now
-        end = self.stopped + self.cfg.graceful_timeout - ANSWER_SECONDS
+        self.stop_requested = self.stop_requested or now
+        end = self.stop_requested + self.cfg.graceful_timeout - ANSWER_SECONDS
         self.scheduler.shut_down(end)
         gevent.spawn_later(max(0, end - now), self.connections.end_receiving)
-        last = self.stopped + self.cfg.graceful_timeout - LAST_LINGER_SECONDS
+        last = self.stop_requested + self.cfg.graceful_timeout - LAST_LINGER_SECONDS
         while self.connections.count and time.monotonic() < last:
             self.notify()
             if time.monotonic() > now + LINGER_SECONDS:
                 self.connections.close_idle()
             gevent.sleep(0.02)
-        self.scheduler.expire()  # what nobody waits for
+        self.scheduler.expire()  # requests without a client
         while self.scheduler.running and time.monotonic() < last:
             gevent.sleep(0.01)
         self._count()
@@ -126,7 +126,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         try:
             while self._serve(connection, parser, address, server):
                 pass
-        except OSError:  # the client has left, or does not read
+        except OSError:  # the client has disconnected, or does not read
             pass
         except Exception:
             self.log.exception("unexpected error")
@@ -134,7 +134,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             connection.close(LINGER_SECONDS if self.alive else LAST_LINGER_SECONDS)
 
     def _serve(self, connection: Connection, parser: Any, address: Any, server: Any) -> bool:
-        """Receive a request and answer it; whether the connection is kept."""
+        """Receive one request and answer it. Return whether the connection is kept."""
         received = parser.unreader.take_buffered()
         parser.unreader.unread(received)
         connection.await_request(bool(received))
@@ -147,43 +147,43 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             self._reject_unread(connection, address, error)
             return False
         request.body.reader.limit_trailer_section = MAX_HEAD_BYTES  # Gunicorn's own limit is 800 kB
-        # Gunicorn would ask for the body at once; here the body's first read does.
+        # Gunicorn would send 100 Continue at once; here the first read of the body does.
         expects, request._expected_100_continue = request._expected_100_continue, False
         connection.await_body(connection.arrived + self.scheduler.deadline_seconds, expects)
         context, head = RequestContext(connection.arrived), http.head_environ(request, address)
         context.read_environ(head)
-        path = "/" + context.path.lstrip("/")  # as werkzeug reads it
+        path = "/" + context.path.lstrip("/")  # werkzeug's reading of leading slashes
         context.error_fields = self.wsgi.extensions["error_fields"].get(path)
         computes = context.method not in ("GET", "HEAD", "OPTIONS") or path == "/embed" and context.method != "OPTIONS"
         if computes and self.scheduler.waiting >= self.settings.max_queue:
-            # With Expect, its body may never come.
+            # With Expect: 100-continue the body may never come.
             keeps = self.alive and not expects and http.has_small_body(head) and not request.should_close()
             self._reject(connection, context, QueueFull(self.settings.max_queue), keeps)
         else:
             response, environ = gunicorn.http.wsgi.create(request, connection, address, server, self.cfg, http.Response)
             environ[CONTEXT] = context
-            if not request.path.isascii():  # Gunicorn encodes once more what came without percent signs
+            if not request.path.isascii():  # Gunicorn encodes non-ASCII bytes twice
                 environ["PATH_INFO"] = head["PATH_INFO"]
             self._answer(response, context, environ, connection)
             keeps = not response.should_close()
         try:
             return keeps and bool(parser.finish_body())
-        except ServiceError:  # too many bytes
+        except ServiceError:  # TooManyBytes
             return False
 
     def _answer(self, response: Any, context: RequestContext, environ: dict[str, Any], connection: Connection) -> None:
-        """Call the app and send what it answers."""
-        context.runner = job = self.scheduler.job(context.arrived, connection.is_gone)
+        """Call the app and send its response."""
+        context.runner = runner = self.scheduler.runner(context.arrived, connection.is_gone)
         context.stages["queue"] = time.monotonic() - context.arrived
         try:
             body = self.wsgi(environ, response.start_response)
         finally:
-            job.end()
+            runner.end()
             connection.forget_received()
         status = response.status_code
         # A large body is not read after an error.
         is_read = status < HTTPStatus.BAD_REQUEST and context.method == "POST"
-        # Neither is one that was not asked for, which may come or not.
+        # Nor is a body that still waits for 100 Continue: it may never come.
         is_readable = http.has_small_body(environ) and not connection.holds_body
         if not self.alive or connection.has_ended or not (is_read or is_readable):
             response.force_close()
@@ -195,7 +195,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             status = CLIENT_CLOSED_REQUEST
             response.force_close()
         except Exception:
-            self.log.exception("The answer broke off")
+            self.log.exception("The response was not completed")
             response.force_close()
         finally:
             body.close()
@@ -203,14 +203,14 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self.access_log.add(context)
 
     def _reject(self, connection: Connection, context: RequestContext, error: ServiceError, keeps: bool) -> None:
-        """Answer with an error before the app is called: refusing must cost next to nothing."""
+        """Answer with an error without calling the app: a rejection must cost little CPU."""
         status, context.error = status_and_code(error)
         if context.path in self.paths:
             context.route = context.path
         self._send_error(connection, context, status, str(error), keeps)
 
     def _reject_unread(self, connection: Connection, address: Any, error: Exception) -> None:
-        """Answer a request that cannot be read. None of its bytes are in the log."""
+        """Answer a request that cannot be parsed. None of its bytes are logged."""
         status, message = http.unreadable(error, self.cfg)
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:
             self.log.error("unexpected error", exc_info=error)
@@ -234,14 +234,14 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self.access_log.count()
 
     def _watch_model(self) -> None:
-        """Measure the speed once, then check that the model's files stay as they were opened."""
+        """Measure the speed once, then check at intervals that the model's files have not changed."""
         self.scheduler.measure(self.encoder.max_length)
         self_check = self.encoder.not_ready_reason
         while True:
             gevent.sleep(MODEL_CHECK_SECONDS)
             try:
                 change = self.scheduler.offloaded.apply(self.encoder.model_folder.changed)
-            except Exception:  # look again
+            except Exception:  # tries again after the next interval
                 self.log.exception("unexpected error")
             else:
                 self.encoder.not_ready_reason = self_check or change

@@ -1,9 +1,9 @@
-"""The texts that the build measures with: one file a group, one text a line, and pairs of translations.
+"""Texts of the build: one file for each group, one text a line, and pairs of translations.
 
-Of every four lines of a file the first and the last are for calibration, the two between for the
-proof. Quantization may look only at calibration(); the proof, build/verify.py, measures only what
-calibration did not see: proof() and pairs(). For your own domain add a file NAME.txt in UTF-8, one
-text a line: half of it is used for each. Blank lines are skipped, and do not count.
+Of every four lines of a file, the first and the last are for calibration, the two between are held out. The
+quantization uses calibration() only. The verification (build/verify.py) measures only texts that it has not seen:
+held_out() and pairs(). For your own domain, add a file NAME.txt in UTF-8 with one text a line; half of it is used for
+each. Blank lines are skipped and do not count.
 """
 
 import codecs
@@ -17,7 +17,7 @@ PAIRS = "pairs.tsv"
 
 
 def texts(folder: Path = FOLDER) -> dict[str, list[str]]:
-    """Group (the file's name) -> all its texts.
+    """Return all texts: group (the file's name) -> texts.
 
     Raises:
         BuildError: a file is not UTF-8.
@@ -26,7 +26,7 @@ def texts(folder: Path = FOLDER) -> dict[str, list[str]]:
 
 
 def calibration(folder: Path = FOLDER) -> dict[str, list[str]]:
-    """Group -> its 1st, 4th, 5th, 8th … text: what quantization may look at.
+    """Return the texts for calibration: group -> its 1st, 4th, 5th, 8th … text.
 
     Raises:
         BuildError: a file is not UTF-8.
@@ -35,13 +35,13 @@ def calibration(folder: Path = FOLDER) -> dict[str, list[str]]:
 
 
 def calibration_sha256(folder: Path = FOLDER) -> str:
-    """Tells whether a file was quantized with these texts."""
+    """Return the SHA-256 of the calibration texts, which identifies them in a quantized file."""
     texts = [text for lines in calibration(folder).values() for text in lines]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def proof(folder: Path = FOLDER) -> dict[str, list[str]]:
-    """Group -> its 2nd, 3rd, 6th, 7th … text, but for what is in calibration(), too: what the proof measures.
+def held_out(folder: Path = FOLDER) -> dict[str, list[str]]:
+    """Return the texts for verification: group -> its 2nd, 3rd, 6th, 7th … text, without those also in calibration().
 
     Raises:
         BuildError: a file is not UTF-8.
@@ -52,34 +52,34 @@ def proof(folder: Path = FOLDER) -> dict[str, list[str]]:
 
 
 def pairs(folder: Path = FOLDER) -> list[tuple[str, str]]:
-    """Sentences and their translations, from pairs.tsv (`English<TAB>Japanese`); only for the proof.
+    """Return sentences with their translations from pairs.tsv (`English<TAB>Japanese`), for verification only.
 
     Raises:
-        BuildError: the file is not UTF-8, or a line of it is not two texts with one tab between.
+        BuildError: the file is not UTF-8, or a line is not two texts with one tab between them.
     """
-    found = []
+    result = []
     for number, line in _lines(folder / PAIRS):
         sides = line.split("\t")
         if len(sides) != 2 or not all(side.strip() for side in sides):
             raise BuildError(f"{folder / PAIRS}, line {number}: it must be two texts with one tab between them.")
-        found.append((sides[0], sides[1]))
-    return found
+        result.append((sides[0], sides[1]))
+    return result
 
 
 def _half(lines: list[str], places: tuple[int, int]) -> list[str]:
-    """Two of every four lines: where short and long ones take turns, both halves get both."""
+    """Return two of every four lines. If short and long lines alternate, both halves get both."""
     return [text for index, text in enumerate(lines) if index % 4 in places]
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """(number, line) of the lines that are not blank."""
-    found = []
-    # bytes: a str is split at characters, such as U+2028, that may be inside a text
+    """Return (number, line) of all lines that are not blank."""
+    result = []
+    # bytes are split at line ends only; str.splitlines also splits at characters such as U+2028
     for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError:
             raise BuildError(f"{path}, line {number}: it is not UTF-8.") from None
         if text.strip():
-            found.append((number, text))
-    return found
+            result.append((number, text))
+    return result

@@ -49,12 +49,12 @@ def test_the_report_covers_every_group_and_length(tiny_model: Path) -> None:
     report = json.loads((tiny_model / "report.json").read_text())
     assert set(report["int8"]["by_group"]) == {path.stem for path in (ROOT / "build/texts").glob("*.txt")}
     assert "truncated" in report["int8"]["by_length"]
-    assert report["texts"] == sum(len(lines) for lines in texts.proof().values()) >= 200
+    assert report["texts"] == sum(len(lines) for lines in texts.held_out().values()) >= 200
     assert report["pairs"]["texts"] == report["retrieval"]["queries"] == 2 * len(texts.pairs())
     assert report["neighbours"]["texts"] == report["texts"] + report["pairs"]["texts"]
     assert report["fp32"]["min"] >= 0.99999
     assert report["invariance"] == {"alone_equals_together": True}
-    assert verify.shortfalls(report) == []
+    assert verify.failed_checks(report) == []
 
 
 def test_the_speed_is_in_a_file_of_its_own(tiny_model: Path) -> None:
@@ -92,17 +92,17 @@ def test_the_gate(tiny_model: Path, part: str, figure: str, limit: float, good: 
     report = json.loads((tiny_model / "report.json").read_text())
     for value in (limit + bad, float("nan")):
         report[part][figure] = value
-        (sentence,) = verify.shortfalls(report)
+        (sentence,) = verify.failed_checks(report)
         assert str(abs(limit)) in sentence
     report[part][figure] = limit + good
-    assert verify.shortfalls(report) == []
+    assert verify.failed_checks(report) == []
 
 
 @pytest.mark.parametrize(("part", "figure"), [("invariance", "alone_equals_together"), (None, "tokens_equal")])
 def test_the_gate_of_what_is_true_or_false(tiny_model: Path, part: str | None, figure: str) -> None:
     report = json.loads((tiny_model / "report.json").read_text())
     (report[part] if part else report)[figure] = False
-    assert len(verify.shortfalls(report)) == 1
+    assert len(verify.failed_checks(report)) == 1
 
 
 def test_the_manifest_tells_how_the_int8_file_was_made(tiny_model: Path) -> None:
@@ -188,7 +188,7 @@ def test_unsupported_module(tmp_path: Path, tiny_source: Path, capsys: pytest.Ca
 
 
 def test_a_broken_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What sentence-transformers cannot load is one error, not a stack trace."""
+    """A model that sentence-transformers cannot load gives one line of error, not a stack trace."""
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "modules.json").write_text("[")
@@ -318,7 +318,7 @@ def test_a_killed_build_is_not_served(tiny_model: Path, tmp_path: Path, last: st
 
 
 def test_pairwise_difference_is_of_similarities() -> None:
-    """Of three vectors' similarities 0, 0, 1 against 1, 1, 1 the mean difference is 2/3."""
+    """Three vectors with the similarities 0, 0, 1 against 1, 1, 1 have the mean difference 2/3."""
     a = np.array([[1, 0], [0, 1], [0, 1]], np.float32)
     assert similarity.pairwise_difference(a, np.ones((3, 2), np.float32)) == pytest.approx(2 / 3)
 
@@ -333,7 +333,7 @@ def test_translation_accuracy_is_of_both_directions() -> None:
 
 
 def test_neighbour_overlap_leaves_out_the_text_itself() -> None:
-    """Of two pairs of near vectors; in the second set one vector has gone over to the other pair."""
+    """The overlap falls when one vector of two near pairs moves to the other pair."""
     a = np.array([[1, 0], [9, 1], [0, 1], [1, 9]], np.float32)
     assert similarity.neighbour_overlap(a, 7 * a, nearest=1) == 1
     b = np.array([[1, 0], [9, 1], [9, 2], [1, 9]], np.float32)

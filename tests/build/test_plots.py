@@ -11,7 +11,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-from build import files, plots
+from app.engine.manifest import MANIFEST
+from build import plots
 from build.similarity import Matrix
 from tests.support import ROOT
 
@@ -100,7 +101,7 @@ def test_broken_vectors_are_drawn_as_errors(tmp_path: Path) -> None:
     a, b = vectors(12)
     b[:6] = a[:6]
     b[9:] = np.array([[0], [np.nan], [np.inf]])
-    (tmp_path / files.SEAL).touch()
+    (tmp_path / MANIFEST).touch()
     check(write(tmp_path, a, b, ["en", "ja"]))
 
 

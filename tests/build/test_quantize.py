@@ -14,10 +14,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from build import BuildError, export_onnx, graph, quantize
+from build import BuildError, export_onnx, graph, quantize, search
 from build.__main__ import main
+from build.forms import Form
+from build.gptq import LARGEST, PAIR_SUM, quantize_weight
 from build.quantize import INT8
-from build.rounding import LARGEST, PAIR_SUM, rounded
+from build.quantize_linear import measure_inputs, quantize_linear
 from build.similarity import cosines
 from tests.support import ROOT
 from tests.support import tiny_model as tiny
@@ -32,13 +34,13 @@ import numpy as np
 import onnxruntime
 from app.engine.model_folder import ModelFolder
 from app.engine.encoder import Encoder
-from build.texts import proof
+from build.texts import held_out
 
 folder, out = Path(sys.argv[1]), sys.argv[2]
 model_folder = ModelFolder.load(folder, folder / "model_int8.onnx", folder / "tokenizer")
 encoder = Encoder.load(model_folder, max_length=min(256, model_folder.manifest.max_positions))
 encoder.open()
-np.save(out, encoder.encode([text for lines in proof().values() for text in lines[::2]]).vectors)
+np.save(out, encoder.encode([text for lines in held_out().values() for text in lines[::2]]).vectors)
 print(onnxruntime.__file__)
 """
 
@@ -66,7 +68,7 @@ def test_rounding_keeps_the_pair_rule_and_uses_more_than_seven_bits(inputs: int)
     random = np.random.default_rng(inputs)
     weight = random.standard_normal((inputs, 48)).astype(np.float32)
     weight[:2] = 9  # a pair of the same sign: the hardest case
-    codes, scale = rounded(weight, np.eye(inputs, dtype=np.float32))
+    codes, scale = quantize_weight(weight, np.eye(inputs, dtype=np.float32))
     assert codes.dtype == np.int8
     assert scale.shape == (48,)
     assert pair_sums(codes).max() <= PAIR_SUM
@@ -76,11 +78,11 @@ def test_rounding_keeps_the_pair_rule_and_uses_more_than_seven_bits(inputs: int)
 
 
 def test_rounding_serves_the_outputs_not_the_weights() -> None:
-    """Where inputs are correlated the outputs err less than with weights rounded one by one."""
+    """With correlated inputs, GPTQ's outputs have a smaller error than those of weights rounded one by one."""
     random = np.random.default_rng(1)
     x = (random.standard_normal((2000, 8)) @ random.standard_normal((8, 96))).astype(np.float32)
     weight = random.standard_normal((96, 40)).astype(np.float32)
-    codes, scale = rounded(weight, (x.T @ x / len(x)).astype(np.float32))
+    codes, scale = quantize_weight(weight, (x.T @ x / len(x)).astype(np.float32))
     nearest = np.clip(np.round(weight / scale), -64, 64) * scale
     errors = [np.mean((x @ (candidate - weight)) ** 2) for candidate in (codes * scale, nearest)]
     assert errors[0] < 0.3 * errors[1]
@@ -113,21 +115,21 @@ def test_each_form_is_nearer_than_plain_int8(tiny_model: Path) -> None:
     """On a network with outliers the forms' errors are a fraction of plain INT8's."""
     network = harder(graph.read(tiny_model / "model_fp32.onnx"), 30)
     ids = [np.array([2, *range(5 + n, 60 + n), 3], np.int64) for n in range(0, 40, 4)]
-    inputs = quantize._inputs(network, ids)
+    inputs = measure_inputs(network, ids)
     reference = embed(graph.write(network, network.words, network.linears))
 
-    def loss(smoothing: float | None, form: quantize.Form) -> float:
+    def loss(smoothing: float | None, form: Form) -> float:
         linears = {}
         for name, linear in network.linears.items():
             seen = inputs[name]
             free = smoothing is None  # as if smoothed already: plain
-            linears[name] = quantize._quantized(linear, seen, form, smoothing or 0, free=free)
+            linears[name] = quantize_linear(linear, seen, form, smoothing or 0, is_folded=free)
         return float((1 - cosines(embed(graph.write(network, network.words, linears)), reference)).max())
 
-    plain = loss(None, quantize.Form())
-    with_outliers = loss(0.5, quantize.Form(outliers=16))
+    plain = loss(None, Form())
+    with_outliers = loss(0.5, Form(outliers=16))
     assert with_outliers < plain / 3
-    for form in (quantize.Form(outliers=16, rotated=True), quantize.Form(outliers=16, per_token=True)):
+    for form in (Form(outliers=16, rotated=True), Form(outliers=16, per_token=True)):
         assert loss(0.5, form) < plain / 3
 
 
@@ -154,13 +156,13 @@ def test_weights_of_a_model_keep_the_pair_rule(full_size_model: Path) -> None:
 def test_a_model_too_hard_for_int8_gets_layers_in_fp32(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no form of INT8 is near enough layers go to FP32, the ones that help most first."""
+    """If no form of INT8 is exact enough, layers are computed in FP32, those with the largest gain first."""
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
     easy = quantize.quantize(tmp_path)
     assert ", 0 are in FP32" in easy
     losses = 1 - cosines(embed(tmp_path / INT8), embed(tmp_path / "model_fp32.onnx"))
-    monkeypatch.setattr(quantize, "MAX_MEAN_LOSS", 1e-5)
-    monkeypatch.setattr(quantize, "TABLE_SHARE", 0.01)
+    monkeypatch.setattr(search, "MAX_MEAN_LOSS", 1e-5)
+    monkeypatch.setattr(search, "TABLE_SHARE", 0.01)
     hard = quantize.quantize(tmp_path)
     in_fp32 = int(hard.partition(" are in FP32")[0].rpartition(" ")[2])
     assert 0 < in_fp32 < 8
@@ -185,7 +187,7 @@ def test_odd_sizes(tmp_path: Path, sizes: dict[str, Any]) -> None:
 
 
 def test_vectors_close_together_do_not_send_every_layer_to_fp32(tiny_model: Path, tmp_path: Path) -> None:
-    """Where texts differ little less error is allowed, and the table of words keeps to its share of that."""
+    """If the texts' vectors lie close together, less error is allowed, also to the table of words."""
     path = tmp_path / "model_fp32.onnx"
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
     model = onnx.load(path)

@@ -191,7 +191,7 @@ def test_a_model_downloaded_before_needs_no_hub(
 
 @pytest.mark.parametrize("model, weights", [("org/tiny", "model.safetensors"), ("org/old", "pytorch_model.bin")])
 def test_half_a_download_is_not_used(model: str, weights: str, hub: Hub, dead_hub: str, tmp_path: Path) -> None:
-    """Where the weights are missing in the cache and the hub is gone, the model cannot be had."""
+    """A cache without the weights is refused when the hub cannot be reached."""
     (fetch(tmp_path, hub.url, model).folder / weights).unlink()
     assert_unreachable(build(tmp_path, dead_hub, "--model", model), tmp_path, model, "Connection refused")
 
@@ -276,6 +276,6 @@ def test_the_stand_in_takes_an_unreachable_hubs_place_where_allowed(dead_hub: st
     ],
 )
 def test_a_model_that_is_not_to_be_had_is_one_line(arguments: list[str], error: str, hub: Hub, tmp_path: Path) -> None:
-    """What the hub refuses, what is neither a hub id nor a folder; the stand-in is no way out."""
+    """A refusal of the hub, and a name that is neither a hub id nor a folder, stop the build; there is no fallback."""
     run = build(tmp_path, hub.url, "--fallback", "stand-in", "--model", *arguments)
     assert_refused(run, tmp_path, f"error: {error}")

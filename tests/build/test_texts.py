@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from build import BuildError
-from build.texts import calibration, pairs, proof, texts
+from build.texts import calibration, held_out, pairs, texts
 
 
 def test_each_file_is_half_for_calibration_and_half_for_the_proof() -> None:
     """The first and last of every four lines, and the two between; together they are all of a file."""
-    outer, inner = calibration(), proof()
+    outer, inner = calibration(), held_out()
     for group, lines in texts().items():
         assert sorted(outer[group] + inner[group]) == sorted(lines)
         assert outer[group] == [text for index, text in enumerate(lines) if index % 4 in (0, 3)]
@@ -21,7 +21,7 @@ def test_the_proof_is_of_what_calibration_has_not_seen() -> None:
     """No text of the proof, nor of the pairs, is one of calibration's; no sentence is in two pairs."""
     seen = {text for lines in calibration().values() for text in lines}
     sides = [side for pair in pairs() for side in pair]
-    assert not seen & {*(text for lines in proof().values() for text in lines), *sides}
+    assert not seen & {*(text for lines in held_out().values() for text in lines), *sides}
     assert len(set(sides)) == len(sides) >= 1000
 
 
@@ -31,13 +31,13 @@ def test_a_file_of_the_users_own(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     assert texts(tmp_path) == {"own": ["one", "two\u2028of two", "one", "  three"]}
     assert calibration(tmp_path) == {"own": ["one", "  three"]}
-    assert proof(tmp_path) == {"own": ["two\u2028of two"]}
+    assert held_out(tmp_path) == {"own": ["two\u2028of two"]}
 
 
 def test_what_calibration_sees_in_another_file_is_not_in_the_proof(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("cat\ndog\n")
     (tmp_path / "b.txt").write_text("dog\ncat\ncow\nfox\n")
-    assert proof(tmp_path) == {"a": [], "b": ["cow"]}
+    assert held_out(tmp_path) == {"a": [], "b": ["cow"]}
 
 
 def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:

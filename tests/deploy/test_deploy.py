@@ -31,7 +31,7 @@ SERVICE = yaml.safe_load((ROOT / "service.yaml").read_text())
 POD = SERVICE["spec"]["template"]["spec"]
 CONTAINER = POD["containers"][0]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-# What Cloud Build gives to every build, and what only to those of a trigger.
+# Substitutions of every build, and those of builds that a trigger starts.
 ALWAYS = {"PROJECT_ID": "project", "BUILD_ID": "build-1"}
 TRIGGERED = {"COMMIT_SHA": "c0ffee", "REPO_FULL_NAME": "owner/name"}
 DIGEST = "asia-northeast1-docker.pkg.dev/project/embedding-api/embedding-api@sha256:0123"
@@ -357,7 +357,7 @@ def test_first_deployment(pipeline: Pipeline) -> None:
 
 
 def test_next_deployment(pipeline: Pipeline) -> None:
-    """Who serves goes on by name until the new one has answered; somebody's own tags stay."""
+    """The serving revision keeps the traffic by name until the new one has answered; other tags stay."""
     pipeline.serves(
         {"revisionName": OLD, "percent": 90},
         {"revisionName": "older", "percent": 10},

@@ -1,4 +1,4 @@
-"""deploy/kubernetes.yaml: valid, safe, in step with service.yaml, and applied as the READMEs say."""
+"""deploy/kubernetes.yaml: valid, safe, in step with service.yaml, and applied as docs/container.md says."""
 
 import copy
 import os
@@ -304,10 +304,9 @@ def test_a_weaker_container_is_seen(change: Callable[[dict[str, Any]], None], co
     assert set(violations(template)) == {control}
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README.ja.md"])
-def test_the_readmes_commands(readme: str, tmp_path: Path) -> None:
+def test_the_documented_commands(tmp_path: Path) -> None:
     """They apply the file with the image in its place, and later update the container that there is."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / readme).read_text(), re.M | re.S)
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs/container.md").read_text(), re.M | re.S)
     (commands,) = [block for block in blocks if "kubernetes.yaml" in block]
     (image,) = re.findall(r"^IMAGE=(\S+)$", commands, re.M)
     kubectl = tmp_path / "kubectl"

@@ -22,7 +22,7 @@ VARIABLES = {variable["name"]: variable for variable in BOARD["templating"]["lis
 ALERTS_TEXT = (ROOT / "deploy/alerts.yml").read_text()
 RULES = [rule for group in yaml.safe_load(ALERTS_TEXT)["groups"] for rule in group["rules"]]
 TESTS = yaml.safe_load((ROOT / "deploy/alerts_test.yml").read_text())
-# What Prometheus itself adds: its own metric, and to every metric the labels of the target.
+# Added by Prometheus: its own metric, and the target's labels on every metric.
 OWN = "up"
 TARGET = {"job", "instance"}
 # Grafana's own variable; its value is a duration.
@@ -53,7 +53,7 @@ class Selector:
 
 @dataclass
 class Expression:
-    """What a PromQL expression names. kept: the labels of its `by`; named: those of all its groupings."""
+    """Names in a PromQL expression. kept: labels of its `by`; named: labels of all its groupings."""
 
     selectors: list[Selector]
     kept: set[str]
@@ -113,7 +113,7 @@ def _matchers(tokens: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
 
 
 class Exposed:
-    """What a server exposes. values: of each sample's name, of each of its labels; families: names of their samples."""
+    """Metrics of a server. values: of each sample's name, of each of its labels; families: names of their samples."""
 
     def __init__(self, text: str) -> None:
         self.values: dict[str, dict[str, set[str]]] = {OWN: {}}
@@ -131,7 +131,7 @@ class Exposed:
 
 @pytest.fixture(scope="module")
 def exposed(start: Callable[..., Server], tiny_model: Path) -> Exposed:
-    """Of a server that nobody has used yet."""
+    """Return the metrics of a server without requests so far."""
     server = start(MODEL_DIR=tiny_model, MAX_LENGTH="64").wait_until_ready()
     response = requests.get(f"{server.url}/metrics", timeout=10)
     assert response.ok
@@ -293,11 +293,10 @@ def test_the_tests_for_promtool_feed_what_is_exposed(exposed: Exposed) -> None:
             assert {label for label, _, _ in selector.matchers} <= TARGET | set(exposed.values[selector.metric])
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README.ja.md"])
-def test_the_readmes_list_what_is_exposed(exposed: Exposed, readme: str) -> None:
-    """Every metric with its labels, and no other."""
+def test_the_document_lists_what_is_exposed(exposed: Exposed) -> None:
+    """The page on monitoring has every metric with its labels, and no other."""
     listed: dict[str, set[str]] = {}
-    for row in re.findall(r"^\| `embedding_.*\|$", (ROOT / readme).read_text(), re.MULTILINE):
+    for row in re.findall(r"^\| `embedding_.*\|$", (ROOT / "docs/monitoring.md").read_text(), re.MULTILINE):
         names, labels, _ = (set(re.findall(r"`(\w+)`", cell)) for cell in row.split("|")[1:4])
         listed |= dict.fromkeys(names, labels)
     assert listed == {

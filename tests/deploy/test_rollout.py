@@ -129,7 +129,7 @@ class Run:
         return self
 
     def said_the_truth(self) -> bool:
-        """What it said was so when it was said, and its exit status is 0 only where its image serves."""
+        """The messages are true when printed, and the exit status is 0 only if the run's image serves."""
         if "could not be read" in self.said:
             return not self.succeeded
         shares = {name: int(percent) for name, percent in re.findall(r"(\S+) \((\d+) %\)", self.said)}
@@ -216,7 +216,7 @@ IMAGES = ["good", "bad", "dead"]  # passes; does not pass; never gets ready
 
 
 def outcome_of(world: World, runs: list[Run], images: list[str]) -> None:
-    """What must hold in the end, whoever came in between: the images are those of the runs, the newest last."""
+    """Check the final state: the images are those of the runs, the newest last."""
     case = [(run.image, run.outcome, run.said, run.calls) for run in runs], world.serving
     assert all(run.said_the_truth() for run in runs), case
     assert world.nothing_unchecked_serves(), case

@@ -1,9 +1,11 @@
-"""What the documents show is what happens: every example of openapi.yml and of both READMEs, at a real server."""
+"""The examples of openapi.yml and of the documents work on a real server."""
 
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +16,21 @@ from openapi_spec_validator import validate
 
 from tests import clients
 from tests.support import ROOT
+from tests.support.documents import DOCUMENTS, blocks, read, rows
 from tests.support.server import Server
 
 OPENAPI = yaml.safe_load((ROOT / "app/openapi.yml").read_text())
 OPERATIONS = [(path, method) for path, methods in OPENAPI["paths"].items() for method in methods]
-READMES = ["README.md", "README.ja.md"]
 URL = "localhost:8080"
+# Languages of the programs that each document shows, and the documents with commands of curl.
+CLIENTS = ["python", "python", "js"]
+PROGRAMS = {
+    "README.md": ["python"],
+    "README.ja.md": ["python"],
+    "docs/clients.md": CLIENTS,
+    "docs/ja/clients.md": CLIENTS,
+}
+COMMANDS = ["README.ja.md", "README.md", "docs/api.md", "docs/ja/api.md", "docs/ja/models.md", "docs/models.md"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +39,7 @@ def server(start: Callable[..., Server], tiny_model: Any) -> Server:
 
 
 def resolved(item: dict[str, Any]) -> Any:
-    """What a $ref names."""
+    """Return the item itself, or the one that its $ref names."""
     if "$ref" not in item:
         return item
     found: Any = OPENAPI
@@ -38,12 +49,12 @@ def resolved(item: dict[str, Any]) -> Any:
 
 
 def check(schema: dict[str, Any], content: Any) -> None:
-    """Content is what the schema says."""
+    """Raise an error unless the content fits the schema."""
     OAS30Validator({**schema, "components": OPENAPI["components"]}).validate(content)
 
 
 def bodies(path: str, method: str) -> Iterator[Any]:
-    """The examples of an operation's request body."""
+    """Yield the examples of an operation's request body."""
     media = OPENAPI["paths"][path][method].get("requestBody", {}).get("content", {}).get("application/json")
     if media is None:
         return
@@ -54,13 +65,13 @@ def bodies(path: str, method: str) -> Iterator[Any]:
 
 
 def test_openapi_is_valid() -> None:
-    """It is OpenAPI 3.0."""
+    """openapi.yml is a valid document of OpenAPI 3.0."""
     validate(OPENAPI)
 
 
 @pytest.mark.parametrize("path, method", OPERATIONS)
 def test_operation(server: Server, path: str, method: str) -> None:
-    """Each example is answered with 200 and what the schema says; every operation has one, or needs none."""
+    """Each example gets a response with status 200 that fits the schema. Every operation with a body has an example."""
     operation = OPENAPI["paths"][path][method]
     parameters = [resolved(item) for item in operation.get("parameters", [])]
     query = {item["name"]: item["example"] for item in parameters if item["in"] == "query" and "example" in item}
@@ -82,7 +93,7 @@ def test_operation(server: Server, path: str, method: str) -> None:
 
 
 def errors(item: Any) -> Iterator[dict[str, Any]]:
-    """All that has the shape of an error's example, anywhere in the document."""
+    """Yield every example of an error, anywhere in the document."""
     if isinstance(item, dict):
         if isinstance(item.get("example"), dict) and "error" in item["example"]:
             yield item["example"]
@@ -91,25 +102,31 @@ def errors(item: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_examples_of_errors() -> None:
-    """They have the one shape."""
+    """Every example of an error has the shape that all errors have."""
     examples = list(errors(OPENAPI))
     assert len(examples) > 4
     for example in examples:
         check(OPENAPI["components"]["schemas"]["Error"], example)
 
 
-def blocks(readme: str, *languages: str) -> list[tuple[str, str]]:
-    """Language and code of a README's blocks that speak to the server."""
-    found = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / readme).read_text(), re.M | re.S)
-    return [(language, code) for language, code in found if language in languages and URL in code]
+def for_the_server(document: str, *languages: str) -> list[tuple[str, str]]:
+    """Return language and code of a document's blocks that speak to the server."""
+    return [(language, code) for language, code in blocks(document, *languages) if URL in code]
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_commands(server: Server, readme: str) -> None:
-    """curl's commands give JSON with vectors."""
-    commands = blocks(readme, "sh")
-    assert len(commands) >= 2
-    for _, command in commands:
+def test_every_example_is_run() -> None:
+    """No document has a program or command for the server that the tests below leave out."""
+    programs = {
+        document: [language for language, _ in for_the_server(document, "python", "js")] for document in DOCUMENTS
+    }
+    assert {document: languages for document, languages in programs.items() if languages} == PROGRAMS
+    assert [document for document in DOCUMENTS if for_the_server(document, "sh")] == COMMANDS
+
+
+@pytest.mark.parametrize("document", COMMANDS)
+def test_commands(server: Server, document: str) -> None:
+    """Every curl command in the documents gets JSON with vectors."""
+    for _, command in for_the_server(document, "sh"):
         address = server.url.removeprefix("http://")
         run = subprocess.run(
             ["sh", "-c", command.replace("curl ", "curl -sf ").replace(URL, address)], capture_output=True, check=True
@@ -118,20 +135,34 @@ def test_commands(server: Server, readme: str) -> None:
         assert answer["dimension"] == 32
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_clients(server: Server, readme: str) -> None:
-    """The programs for client libraries run as they stand, and see the model's 32 dimensions."""
-    programs = blocks(readme, "python", "js")
-    assert [language for language, _ in programs] == ["python", "python", "js"]
+@pytest.mark.parametrize("document", PROGRAMS)
+def test_clients(server: Server, document: str) -> None:
+    """The programs for client libraries run unchanged and print the model's 32 dimensions."""
     clients.install()
-    for language, program in programs:
+    for language, program in for_the_server(document, "python", "js"):
         output = clients.run(language, program.replace(f"http://{URL}", server.url))
         assert "32" in output, output
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_the_error(server: Server, readme: str) -> None:
-    """The error that is shown is one that is answered, but for the model's dimension."""
-    (shown,) = re.findall(r'^{"error": .*}$', (ROOT / readme).read_text(), re.M)
+@pytest.mark.parametrize("document", ["docs/api.md", "docs/ja/api.md"])
+def test_the_error(server: Server, document: str) -> None:
+    """The documented error is the server's response, except for the model's dimension."""
+    (shown,) = re.findall(r'^{"error": .*}$', read(document), re.M)
     answer = requests.post(f"{server.url}/embed", json={"texts": ["a"], "dimensions": 500}, timeout=30)
     assert answer.json() == json.loads(shown.replace("384", "32"))
+
+
+@pytest.mark.full_size
+@pytest.mark.parametrize("document", ["docs/api.md", "docs/ja/api.md"])
+def test_characters_per_token(document: str, full_size_model: Path) -> None:
+    """For the stand-in, the documented command prints the figures of the table above it."""
+    (command,) = [code for _, code in blocks(document, "sh") if "tokenizer.json" in code]
+    command = command.replace(".venv/bin/python", sys.executable).replace(
+        "model/tokenizer", f"{full_size_model}/tokenizer"
+    )
+    output = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    printed = dict(line.split() for line in output.splitlines())
+    table = rows(document)
+    for language, names in {"ja": ("Japanese", "日本語"), "en": ("English", "英語")}.items():
+        (cells,) = [table[name] for name in names if name in table]
+        assert float(printed[language]) == float(cells[0])

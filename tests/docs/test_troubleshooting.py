@@ -1,4 +1,4 @@
-"""Every message in the READMEs' table "when something is wrong" is what a user sees, word by word."""
+"""Every message on the page about troubleshooting is printed word by word."""
 
 import json
 import os
@@ -17,20 +17,18 @@ import requests
 
 from app.engine.model_folder import ModelFolder
 from app.settings import Settings
-from tests.support import ROOT
+from tests.support.documents import read
 from tests.support.hub import build
 from tests.support.server import Server, free_port
 
 Start = Callable[..., Server]
-# What Cloud Run itself says cannot be provoked here.
+# Messages of Cloud Run itself, which tests cannot provoke.
 NOT_OURS = ("Memory limit of", "failed to start and listen", "Rate exceeded.")
 
 
-def messages(readme: str) -> set[str]:
-    """What the first column has between backquotes, settings and paths left out."""
-    text = (ROOT / readme).read_text()
-    section = re.split(r"^## (?:When something is wrong|うまく動かないとき)$", text, flags=re.M)[1]
-    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ")]
+def messages() -> set[str]:
+    """Return what the first column has between backquotes, settings and paths left out."""
+    cells = [line.split("|")[1] for line in read("docs/troubleshooting.md").splitlines() if line.startswith("| ")]
     quoted = [part for cell in cells for part in re.findall("`([^`]+)`", cell)]
     return {part for part in quoted if " " in part and not part.startswith(("make ", "docker ", *NOT_OURS))}
 
@@ -91,7 +89,7 @@ def too_long(start: Start, model: Path, tmp_path: Path) -> str:
 
 
 def killed(start: Start, model: Path, tmp_path: Path) -> str:
-    """As the kernel does it when memory runs out; the next worker serves on."""
+    """Kill a worker as the kernel does when memory runs out. The next worker serves."""
     server = start(MODEL_DIR=model, MAX_LENGTH="64", WEB_CONCURRENCY="1").wait_until_ready()
     (worker,) = server.workers()
     os.kill(worker, signal.SIGKILL)
@@ -103,7 +101,7 @@ def killed(start: Start, model: Path, tmp_path: Path) -> str:
 
 
 def another_cpu(start: Start, model: Path, tmp_path: Path) -> str:
-    """A golden vector that this CPU does not give."""
+    """Serve a model whose golden vector differs from this CPU's."""
     folder = copied(model, tmp_path)
     manifest = folder / "manifest.json"
     content = json.loads(manifest.read_text())
@@ -123,7 +121,7 @@ def another_cpu(start: Start, model: Path, tmp_path: Path) -> str:
 
 
 def a_changed_file(start: Start, model: Path, tmp_path: Path) -> str:
-    """As the server looks at its files; how it answers then is in tests/unit/test_model_folder.py."""
+    """Check a changed file as the server does; tests/unit/test_model_folder.py has the responses."""
     folder = ModelFolder.load(copied(model, tmp_path), Settings.model_path, Settings.tokenizer_path)
     folder.model_file.write_bytes(folder.model_file.read_bytes() + b"more")
     return folder.changed() or ""
@@ -163,6 +161,6 @@ def test_message(message: str, start: Start, tiny_model: Path, tmp_path: Path) -
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README.ja.md"])
-def test_every_message_is_tried(readme: str) -> None:
-    assert messages(readme) == set(CASES)
+def test_every_message_is_tried() -> None:
+    """The tests provoke every message on the page, and no other."""
+    assert messages() == set(CASES)

@@ -8,7 +8,7 @@ from tests.support.server import free_port
 
 
 def print_sizes() -> None:
-    """What the image has above its base, as files and as packed in layers."""
+    """Print the size of the image above its base, as files and packed as layers."""
     sizes = container.run_script("inside_sizes")
     print("| above the base image | MB | MB packed |\n| --- | ---: | ---: |")
     for part, (size, packed) in [

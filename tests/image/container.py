@@ -15,7 +15,7 @@ IMAGE = os.environ.get("IMAGE") or "embedding-api"
 BASE = os.environ.get("PYTHON_IMAGE") or "docker.io/library/python:3.11-slim"
 PROGRAM = os.environ.get("CONTAINER_RUN")
 DOCKER = ["docker", "run", "--rm", "--network=host", "--read-only", "--tmpfs=/tmp"]
-# What runs in a container: no network but its own loopback.
+# Command of a container with no network but its own loopback.
 ALONE = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "-"]
 
 
@@ -31,12 +31,12 @@ def command(
 
 
 def run(*inside: str, **options: Any) -> bytes:
-    """What a command in a container prints."""
+    """Return the output of a command in a container."""
     return subprocess.run(command(*inside, **options), stdout=subprocess.PIPE, check=True).stdout
 
 
 def run_script(name: str, **options: Any) -> Any:
-    """What a script of this folder, run in a container, prints as JSON."""
+    """Run a script of this folder in a container and return the JSON that it prints."""
     script = (Path(__file__).parent / f"{name}.py").read_text()
     return json.loads(run("python3", "-c", script, **options))
 

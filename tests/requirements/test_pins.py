@@ -97,7 +97,7 @@ def pins(folder: Path) -> dict[str, str]:
 
 
 def test_everything_is_pinned(folder: Path, world: World) -> None:
-    """What each tag means today, in one file and wherever it stands; and every change is shown."""
+    """`make pins` writes today's digests into one file and everywhere they are used, and prints every change."""
     run = pin(folder, world)
     assert run.returncode == 0, run.stderr
     wanted = {image: digest(manifest) for image, manifest in world.manifests.items()} | {DEFAULT_MODEL: COMMIT}
@@ -202,7 +202,7 @@ def floating(folder: Path) -> None:
     found = []
     for file in ("Dockerfile", "cloudbuild.yaml"):
         text = (folder / file).read_text()
-        # Where an image is named: a stage's base, a default, a step's, and BuildKit's own.
+        # Patterns of image names: a stage's base, a default, a step's image, and BuildKit's frontend.
         for pattern in (
             r"^FROM (\S+)",
             r"PYTHON_IMAGE(?:=|: )([\w.]+/\S+)",

@@ -128,7 +128,7 @@ def test_the_same_inputs_give_the_same_bytes(manifest: Path) -> None:
 
 
 def test_the_schema_refuses_what_is_misspelt(manifest: Path) -> None:
-    """So that an empty list of problems says something."""
+    """The check finds problems in a wrong file."""
     text = run(manifest).stdout
     assert "SHA256" in problems(json.loads(text.replace("SHA-256", "SHA256", 1)))[0]
     assert "librari" in problems(json.loads(text.replace('"type": "library"', '"type": "librari"', 1)))[0]

@@ -118,12 +118,14 @@ def test_7_max_length(start: Start, full_size_model: Path, reference: Any) -> No
     assert cosines(quantized["vectors"], expected).min() >= verify.INT8_COSINE["min"]
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README.ja.md"])
-def test_the_readmes_requests(int8: Server, readme: str) -> None:
-    """Every curl command of the README, word by word, returns vectors."""
-    text = (ROOT / readme).read_text().replace("localhost:8080", int8.url.removeprefix("http://"))
+@pytest.mark.parametrize(
+    "document", ["README.md", "README.ja.md", "docs/api.md", "docs/ja/api.md", "docs/models.md", "docs/ja/models.md"]
+)
+def test_the_documented_requests(int8: Server, document: str) -> None:
+    """Every curl command of the documents, word by word, returns vectors."""
+    text = (ROOT / document).read_text().replace("localhost:8080", int8.url.removeprefix("http://"))
     commands = re.findall(r"^curl (?:.*\\\n)*.*$", text, re.M)
-    assert len(commands) == 2
+    assert len(commands) == 1
     for command in commands:
         answer = json.loads(subprocess.run(["sh", "-c", command], capture_output=True, check=True).stdout)
         assert answer["dimension"] == 384

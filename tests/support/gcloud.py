@@ -1,4 +1,4 @@
-"""gcloud's commands and flags, and every command of it in the documents and the pipeline, split as a shell would."""
+"""gcloud: its known commands and flags, and the commands in the documents and the pipeline, split into words."""
 
 import json
 import re
@@ -10,13 +10,13 @@ from tests.support import ROOT
 
 KNOWN = json.loads((ROOT / "tests/support/schemas/gcloud.json").read_text())
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "cloudbuild.yaml", ROOT / "service.yaml"]
-# Variables and substitutions of a shell; their values do not matter.
+# Shell variables and substitutions; their values do not matter.
 VARIABLE = re.compile(r'"?\$\([^)]*\)"?|\$\{?\w+\}?')
 ENDS = {"|", ";", "&&", "||", "<", ">"}
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """Pairs of a place, `FILE: LINE`, and the words after `gcloud`."""
+    """Yield pairs of a place, `FILE: LINE`, and the words after `gcloud`."""
     for path in sorted(DOCUMENTS):
         for line in lines(path):
             for found in re.finditer(r"(?<![\w/`.-])gcloud (?=[a-z])", line):
@@ -24,7 +24,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def lines(path: Path) -> list[str]:
-    """Lines of a document's shell blocks and quoted commands, or of a file; continued lines are joined."""
+    """Return the lines of a document's shell blocks and quoted commands, or of a file. Continued lines are joined."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         quoted = re.findall(r"`(gcloud [a-z][^`]* [^`]+)`", text)

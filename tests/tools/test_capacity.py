@@ -58,7 +58,7 @@ INPUTS = {row[0].strip("`"): figure(row[1]) for row in table(PAGE.split("## Inpu
 
 
 def test_results() -> None:
-    """What the page shows is what the script prints."""
+    """The page shows the output of the script."""
     assert between("results") == scaling()
 
 
@@ -114,7 +114,7 @@ def test_size_of_a_reply() -> None:
 
 
 def kilobytes(vectors: NDArray[np.float32]) -> float:
-    """Of each of 1,000 replies."""
+    """Size of a reply, from 1,000 of them."""
     return len(orjson.dumps({"replies": vectors}, option=orjson.OPT_SERIALIZE_NUMPY)) / 1e6
 
 
@@ -192,7 +192,7 @@ def test_job(tokens: str) -> None:
 
 
 def test_rows_of_a_request() -> None:
-    """So many rows are done in time, and their answer is no response that fails."""
+    """The recommended number of rows is computed in time, and the response is below BigQuery's limit."""
     i, rows = INPUTS, INPUTS["batching_rows"]
     seconds, last, response, most, stored = (figure(row[1]) for row in REQUESTS)
     assert seconds == close(rows / i["texts_per_vcpu_second_batched"] / i["vcpus"])

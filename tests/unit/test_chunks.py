@@ -13,9 +13,9 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processo
 
 from app.engine import chunks
 from app.engine import tokenizer as tokenizer_module
+from app.engine.manifest import CHARACTERS, TOKENIZER
 from app.engine.runner import Threads
 from app.engine.tokenizer import Tokenizer
-from build import pieces
 
 RUNNER = Threads(lambda rows: [], 1)
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "[MASK]", "[SEP]", "[UNK]"]
@@ -77,15 +77,15 @@ def cut_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def word_piece(tiny_model: Path) -> Pair:
-    file = tiny_model / pieces.TOKENIZER
+    file = tiny_model / TOKENIZER
     return Tokenizer.load(file), tokenizers.Tokenizer.from_file(str(file))
 
 
 @pytest.fixture(scope="module")
 def full_size(full_size_model: Path) -> Pair:
     """The mapped tokenizer, and the library's own."""
-    whole = tokenizers.Tokenizer.from_file(str(full_size_model / pieces.TOKENIZER))
-    return Tokenizer.load(full_size_model / pieces.CHARACTERS), whole
+    whole = tokenizers.Tokenizer.from_file(str(full_size_model / TOKENIZER))
+    return Tokenizer.load(full_size_model / CHARACTERS), whole
 
 
 def is_equal(pair: Pair, text: str, max_length: int = sys.maxsize) -> bool:

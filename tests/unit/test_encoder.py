@@ -168,7 +168,7 @@ def test_a_cached_text_knows_its_prompt_and_length(tiny_model: Path) -> None:
 def test_an_error_in_one_text_ends_the_request_and_not_the_encoder(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the model raises comes out, and the next request is answered."""
+    """An exception of the model reaches the caller, and the next request is answered."""
     encoder = open_encoder(tiny_model)
     expected = encoder.encode(["cat"]).vectors
     with monkeypatch.context() as patch:
@@ -191,7 +191,7 @@ def test_the_self_check_does_not_depend_on_max_length(tiny_model: Path) -> None:
 
 
 def test_the_self_check_refuses_to_encode(tiny_model: Path) -> None:
-    """Where the golden text gives another vector, nothing is encoded and the reason is told."""
+    """With another vector for the golden text, the encoder refuses every text and names the reason."""
     good = open_encoder(tiny_model).model_folder
     golden = dataclasses.replace(
         good.manifest.golden, vectors={name: v[::-1] for name, v in good.manifest.golden.vectors.items()}

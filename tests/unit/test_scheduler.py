@@ -38,7 +38,7 @@ def work(rows):
 
 def run(scheduler, numbers, seconds=100, is_gone=lambda: False, done=None):
     found = {} if done is None else done
-    job = scheduler.job(time.monotonic() - scheduler.deadline_seconds + seconds, is_gone)
+    job = scheduler.runner(time.monotonic() - scheduler.deadline_seconds + seconds, is_gone)
     try:
         job.run_all([row(number) for number in numbers], found.__setitem__)
     except Exception as error:
@@ -159,11 +159,11 @@ def busy(rows):
         pass
     return rows
 scheduler = Scheduler(busy, 1, 1)
-assert scheduler.job(0, lambda: False).texts_in_time(1) is None
+assert scheduler.runner(0, lambda: False).texts_in_time(1) is None
 assert len(error_of(start(scheduler, range(1, 100), seconds=10))) == 99
 error = error_of(start(scheduler, range(2000)))
 assert isinstance(error, TooLarge) and "over the limit of 1 s (REQUEST_DEADLINE): send at most " in str(error)
 most = int(str(error).split()[-3])
-assert 100 < most < 500 and scheduler.job(0, lambda: False).texts_in_time(1) == most
+assert 100 < most < 500 and scheduler.runner(0, lambda: False).texts_in_time(1) == most
 """,
 ]

@@ -1,4 +1,4 @@
-"""Prepared pieces give the ids of the model's own tokenizer.json, whatever the text."""
+"""The mapped vocabulary gives the ids of the model's own tokenizer.json for every text."""
 
 import gettext
 import json
@@ -13,20 +13,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from app.engine.manifest import CHARACTERS, TOKENIZER
 from app.engine.tokenizer import Tokenizer as AppTokenizer
-from build import pieces
+from build import unigram as build_unigram
 
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-# Ties, pieces inside of pieces, characters that are only inside of pieces, a piece over a word's end.
-PIECES = {"▁": -2.0, "a": -3.0, "b": -3.0, "aa": -6.0, "ab": -4.5, "▁a": -2.5, "▁ab": -9.0, "東京": -5.0, "京都": -5.0}
-PIECES |= {"都": -7.0, "🗼": -8.0, "aaa": -8.9, "a▁b": -0.1, "▁▁": -0.1, "xyz": -4.0, "z": -4.5}
+# Tokens with equal sums of scores, within other tokens, with characters of their own, and over a word's end.
+VOCABULARY = {
+    "▁": -2.0,
+    "a": -3.0,
+    "b": -3.0,
+    "aa": -6.0,
+    "ab": -4.5,
+    "▁a": -2.5,
+    "▁ab": -9.0,
+    "東京": -5.0,
+    "京都": -5.0,
+}
+VOCABULARY |= {"都": -7.0, "🗼": -8.0, "aaa": -8.9, "a▁b": -0.1, "▁▁": -0.1, "xyz": -4.0, "z": -4.5}
 CATALOGUES = Path("/usr/share/locale")
 DOCUMENTS = 20_000
 
 
-def unigram(folder: Path) -> Path:
-    """A model folder with only a tokenizer, of XLM-R's kind."""
-    vocabulary = [*((special, 0.0) for special in SPECIALS[:4]), *PIECES.items(), ("<mask>", 0.0)]
+def write_unigram_folder(folder: Path) -> Path:
+    """Write a model folder with only a tokenizer, of XLM-R's kind."""
+    vocabulary = [*((special, 0.0) for special in SPECIALS[:4]), *VOCABULARY.items(), ("<mask>", 0.0)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=False))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
@@ -35,18 +46,18 @@ def unigram(folder: Path) -> Path:
     tokenizer.add_tokens(["▁ab z"])
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     (folder / "tokenizer").mkdir(parents=True)
-    tokenizer.save(str(folder / pieces.TOKENIZER))
+    tokenizer.save(str(folder / TOKENIZER))
     return folder
 
 
 def both(folder: Path) -> tuple[AppTokenizer, AppTokenizer]:
-    """From tokenizer.json, and from characters.json with pieces.npy."""
-    whole, split = (AppTokenizer.load(folder / name) for name in (pieces.TOKENIZER, pieces.CHARACTERS))
+    """Load the tokenizer from tokenizer.json, and from characters.json with pieces.npy."""
+    whole, split = (AppTokenizer.load(folder / name) for name in (TOKENIZER, CHARACTERS))
     return whole, split
 
 
 def compare(whole: AppTokenizer, split: AppTokenizer, text: str) -> None:
-    """The same ids, at the same places, and the same text of them again."""
+    """Check for equal ids, positions and decoded text."""
     ids = whole(text)
     assert split(text) == ids
     assert split.spans(text).tolist() == whole.spans(text).tolist()
@@ -58,8 +69,8 @@ def compare(whole: AppTokenizer, split: AppTokenizer, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[AppTokenizer, AppTokenizer]:
-    folder = unigram(tmp_path_factory.mktemp("tokenizer"))
-    assert pieces.write(folder)
+    folder = write_unigram_folder(tmp_path_factory.mktemp("tokenizer"))
+    assert build_unigram.write(folder)
     return both(folder)
 
 
@@ -88,9 +99,7 @@ def test_texts_that_are_hard(tiny: tuple[AppTokenizer, AppTokenizer], text: str)
 
 
 @settings(max_examples=500, deadline=None)
-@given(
-    parts=st.lists(st.one_of(st.sampled_from([*PIECES, *SPECIALS, " ", "京", "y"]), st.text(max_size=3)), max_size=20)
-)
+@given(parts=st.lists(st.sampled_from([*VOCABULARY, *SPECIALS, " ", "京", "y"]) | st.text(max_size=3), max_size=20))
 def test_any_text(tiny: tuple[AppTokenizer, AppTokenizer], parts: list[str]) -> None:
     """Whatever is put together from pieces, special tokens and any other characters."""
     compare(*tiny, "".join(parts).encode("utf-8", "ignore").decode())
@@ -108,19 +117,19 @@ def test_any_text(tiny: tuple[AppTokenizer, AppTokenizer], parts: list[str]) -> 
     ],
 )
 def test_another_kind_stays_as_it_is(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """What is not known to give the same ids is not prepared, and what was prepared before is gone."""
-    folder = unigram(tmp_path)
-    assert pieces.write(folder)
-    content = json.loads((folder / pieces.TOKENIZER).read_text())
+    """Other kinds of tokenizers get no mapped files, and existing ones are removed."""
+    folder = write_unigram_folder(tmp_path)
+    assert build_unigram.write(folder)
+    content = json.loads((folder / TOKENIZER).read_text())
     change(content)
-    (folder / pieces.TOKENIZER).write_text(json.dumps(content))
-    assert not pieces.write(folder)
+    (folder / TOKENIZER).write_text(json.dumps(content))
+    assert not build_unigram.write(folder)
     assert [path.name for path in (folder / "tokenizer").iterdir()] == ["tokenizer.json"]
 
 
 @pytest.mark.full_size
 def test_every_character(full_size: tuple[AppTokenizer, AppTokenizer]) -> None:
-    """All of Unicode, 64 characters in a row, and the assigned ones of the basic plane one by one between letters."""
+    """All of Unicode gives the same ids: 64 characters in a row, and the basic plane one by one between letters."""
     whole, split = full_size
     everything = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
     rows = ["".join(everything[start : start + 64]) for start in range(0, len(everything), 64)]
@@ -129,11 +138,11 @@ def test_every_character(full_size: tuple[AppTokenizer, AppTokenizer]) -> None:
 
 
 @pytest.mark.full_size
-def test_every_piece(full_size_model: Path, full_size: tuple[AppTokenizer, AppTokenizer]) -> None:
-    """All 250,000 pieces in a random order, some with a space before."""
+def test_every_token(full_size_model: Path, full_size: tuple[AppTokenizer, AppTokenizer]) -> None:
+    """All 250,000 tokens give the same ids, in a random order, some after a space."""
     whole, split = full_size
-    vocabulary = json.loads((full_size_model / pieces.TOKENIZER).read_text())["model"]["vocab"]
-    names = [random.Random(n).choice(["", " "]) + piece for n, (piece, _) in enumerate(vocabulary)]
+    vocabulary = json.loads((full_size_model / TOKENIZER).read_text())["model"]["vocab"]
+    names = [random.Random(n).choice(["", " "]) + token for n, (token, _) in enumerate(vocabulary)]
     random.Random(0).shuffle(names)
     rows = ["".join(names[start : start + 16]) for start in range(0, len(names), 16)]
     assert [row for row in rows if split(row) != whole(row)] == []
@@ -141,7 +150,7 @@ def test_every_piece(full_size_model: Path, full_size: tuple[AppTokenizer, AppTo
 
 def documents() -> Iterator[str]:
     """Texts of people: what the packages here say of themselves, and every message catalogue of the machine."""
-    for path in sorted(Path(pieces.__file__).parent.parent.glob("*.md")):
+    for path in sorted(Path(build_unigram.__file__).parent.parent.glob("*.md")):
         yield path.read_text(encoding="utf-8")
     for path in sorted(Path(pytest.__file__).parent.parent.glob("*.dist-info/**/*")):
         if path.name == "METADATA" or path.suffix in (".md", ".rst", ".txt"):

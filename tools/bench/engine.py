@@ -36,7 +36,7 @@ def encode_with(encoder: Encoder) -> Encode:
 
 @contextmanager
 def plain_int8(settings: Settings, manifest: Manifest, source: str) -> Iterator[Encode]:
-    """What `quantize_dynamic` makes of the usual export, with the same tokens, one text a run: its best case."""
+    """Return plain INT8: `quantize_dynamic` of the usual export, one text a run: the best case."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model_folder = ModelFolder.load(settings.model_dir, settings.model_path, settings.tokenizer_path)
@@ -80,7 +80,7 @@ def texts_per_second(encode: Encode, texts: Sequence[str], seconds: float) -> fl
 
 
 def median_ms(encode: Encode, texts: Sequence[str]) -> float:
-    """Of one text, one at a time."""
+    """Return the median time of one text a run, milliseconds."""
     times = []
     for text in texts:
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What every measurement needs: the texts, a server, the load, the memory. Needs wrk (Debian: apt-get install wrk)."""
+"""Load generation for every measurement: the texts, a server, wrk, the memory. Needs wrk (apt-get install wrk)."""
 
 import math
 import os
@@ -26,7 +26,7 @@ BATCH = 32
 
 
 class Figures(NamedTuple):
-    """What wrk measured; latencies in milliseconds. answered and refused: requests, where clients pause."""
+    """Results of wrk. Latencies: milliseconds. answered, refused: requests, where clients pause."""
 
     requests: int
     seconds: float
@@ -52,7 +52,7 @@ def settings() -> Settings:
 
 
 def mixed_texts() -> list[str]:
-    """build/texts/, in an order shuffled with a fixed seed."""
+    """Return all texts of build/texts/, shuffled with a fixed seed."""
     mixed = [text for lines in texts().values() for text in lines]
     random.Random(0).shuffle(mixed)
     return mixed
@@ -66,7 +66,7 @@ class Target(Protocol):
 
 
 def write_bodies(folder: str, mixed: Sequence[str], size: int, name: str = "", field: str = "texts") -> Path:
-    """A file of request bodies, each with `size` texts; what does not fill a request is left out."""
+    """Write a file of request bodies with `size` texts each and return its path; a rest of fewer texts is left out."""
     path = Path(folder) / f"{field}{size}{name}"
     batches = (mixed[start : start + size] for start in range(0, len(mixed) - size + 1, size))
     path.write_bytes(b"".join(orjson.dumps({field: batch}) + b"\n" for batch in batches))

@@ -1,4 +1,4 @@
-"""How much one CPU bears: what docs/capacity.md and the concurrency of a Cloud Run instance rest on.
+"""Capacity of one CPU: the figures behind docs/capacity.md and the concurrency of a Cloud Run instance.
 
 The server is pinned to one CPU and wrk to another, so the server gives itself one slot, as it
 does with one vCPU. Without the rest of make bench: python -m tools.bench.one_cpu

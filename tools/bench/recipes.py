@@ -36,13 +36,15 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from app.engine import cpu
+from app.engine.manifest import TOKENIZER
 from build import graph, quantize
 from build.export_onnx import FP32
+from build.forms import FORMS, SMOOTHING, Form, kind_of
 from build.graph import MICROSOFT, Floats, Linear, Network, QuantizedLinear, Table
-from build.pieces import TOKENIZER
-from build.quantize import FORMS, INT8, SMOOTHING, Form, Ids
+from build.quantize import INT8, token_ids
+from build.quantize_linear import Ids, InputStatistics, fold_smoothing, measure_inputs, open_session, quantize_linear
 from build.similarity import Matrix, cosines, neighbour_overlap
-from build.texts import calibration, pairs, proof
+from build.texts import calibration, held_out, pairs
 from tests.support import ROOT
 from tools.older_cpu import Unavailable, environment
 
@@ -93,11 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def print_recipes(folder: Path, source: str, scratch: Path) -> None:
     network = graph.read(folder / FP32)
     recipes = list(built(network, folder, source, scratch))
-    groups = proof()
+    groups = held_out()
     everything = [text for lines in groups.values() for text in lines]
     unseen = everything + [english for english, _ in pairs()] + [japanese for _, japanese in pairs()]
-    ids = quantize._ids(folder / TOKENIZER, network, unseen)
-    japanese = quantize._ids(folder / TOKENIZER, network, groups["ja"] + calibration()["ja"])
+    ids = token_ids(folder / TOKENIZER, network, unseen)
+    japanese = token_ids(folder / TOKENIZER, network, groups["ja"] + calibration()["ja"])
     short = [item for item in japanese if SHORT[0] <= len(item) <= SHORT[1]][:SHORT_TEXTS]
     n = len(everything)
     everywhere: list[Mapping[str, str] | None] = [None]
@@ -132,7 +134,7 @@ def print_recipes(folder: Path, source: str, scratch: Path) -> None:
 
 
 def same(here: Matrix, older: Matrix) -> str:
-    """How many vectors have the same bits on both CPUs and, where not all have, the least cosine of the two."""
+    """Return the share of vectors with the same bits on both CPUs and, if below all, the least cosine of the two."""
     share = float(np.mean([np.array_equal(a, b) for a, b in zip(here, older, strict=True)]))
     return "all" if share == 1 else f"{share:.0%}, {cosines(here, older).min():.5f}"
 
@@ -167,15 +169,15 @@ def built(network: Network, folder: Path, source: str, scratch: Path) -> Iterato
 
     file = chosen_file(folder, scratch)
     table, chosen = chosen_layers(file, network)
-    ids = quantize._ids(folder / TOKENIZER, network, [text for lines in calibration().values() for text in lines])
-    seen = quantize._inputs(network, ids)
+    ids = token_ids(folder / TOKENIZER, network, [text for lines in calibration().values() for text in lines])
+    seen = measure_inputs(network, ids)
     nearest = {name: rounded_to_nearest(linear) for name, linear in network.linears.items()}
     yield one("own graph, rounded to nearest in reduced range", "nearest", graph.write(network, table, nearest))
     gptq = {
-        name: quantize._quantized(linear, seen[name], Form(), 0, free=True) for name, linear in network.linears.items()
+        name: quantize_linear(linear, seen[name], Form(), 0, is_folded=True) for name, linear in network.linears.items()
     }
     yield one("+ GPTQ under the pair rule", "gptq", graph.write(network, table, gptq))
-    folded, folded_seen = quantize._folded(network, seen)
+    folded, folded_seen = fold_smoothing(network, seen)
     for label, name, only in (
         ("+ smoothing", "smoothed", Form()),
         ("+ outlier channels in FP32", "outliers", Form(outliers=1)),
@@ -184,14 +186,14 @@ def built(network: Network, folder: Path, source: str, scratch: Path) -> Iterato
     ):
         linears = {}
         for layer, linear in folded.linears.items():
-            kind = quantize._kind(layer)
+            kind = kind_of(layer)
             form = limited(FORMS[kind][-1], only)
             free = kind == "attention_out"
-            linears[layer] = quantize._quantized(linear, folded_seen[layer], form, SMOOTHING[kind], free)
+            linears[layer] = quantize_linear(linear, folded_seen[layer], form, SMOOTHING[kind], free)
         yield one(label, name, graph.write(folded, table, linears))
 
     unsmoothed = {
-        layer: with_outliers_alone(linear, seen[layer], FORMS[quantize._kind(layer)][-1].outliers)
+        layer: with_outliers_alone(linear, seen[layer], FORMS[kind_of(layer)][-1].outliers)
         for layer, linear in network.linears.items()
     }
     yield one("to compare: outlier channels, no smoothing", "unsmoothed", graph.write(network, table, unsmoothed))
@@ -199,7 +201,7 @@ def built(network: Network, folder: Path, source: str, scratch: Path) -> Iterato
     final = onnx.load(file)
     yield Recipe("**the file: what the search chose**", file)
     exact_out = {
-        name: network.linears[name] if quantize._kind(name) == "feed_forward_out" else linear
+        name: network.linears[name] if kind_of(name) == "feed_forward_out" else linear
         for name, linear in chosen.items()
     }
     yield one("… but `feed_forward_out` in FP32", "exact_out", graph.write(network, table, exact_out))
@@ -258,9 +260,9 @@ def limited(form: Form, only: Form) -> Form:
     )
 
 
-def with_outliers_alone(linear: Linear, inputs: quantize.Inputs, outliers: int) -> QuantizedLinear:
+def with_outliers_alone(linear: Linear, inputs: InputStatistics, outliers: int) -> QuantizedLinear:
     """GPTQ and outlier channels; the only factors are 1 and, for the outliers, 0."""
-    made = quantize._quantized(linear, inputs, Form(outliers=outliers), 0, free=True)
+    made = quantize_linear(linear, inputs, Form(outliers=outliers), 0, is_folded=True)
     if not outliers:
         return made
     smooth = np.ones(len(linear.weight), np.float32)
@@ -290,7 +292,7 @@ def chosen_file(folder: Path, scratch: Path) -> Path:
 
 
 def chosen_layers(file: Path, network: Network) -> tuple[Table, dict[str, Linear | QuantizedLinear]]:
-    """What graph.write() was given, read back from what it wrote."""
+    """Return the arguments of graph.write(), read back from the file that it wrote."""
     model = onnx.load(file)
     seen = hashlib.sha256("\n".join(text for lines in calibration().values() for text in lines).encode()).hexdigest()
     if {item.key: item.value for item in model.metadata_props}.get("calibration_sha256") != seen:
@@ -391,7 +393,7 @@ def with_static_scales(model: onnx.ModelProto, ids: list[Ids]) -> onnx.ModelProt
     watched.CopyFrom(model)
     inputs = sorted({node.input[0] for node in products})
     watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs)
-    session = quantize._session(watched)
+    session = open_session(watched)
     low, high = dict.fromkeys(inputs, 0.0), dict.fromkeys(inputs, 0.0)
     for item in ids:
         for name, x in zip(inputs, session.run(inputs, {"input_ids": item}), strict=True):
@@ -504,7 +506,7 @@ def files_of(recipes: list[Recipe]) -> list[tuple[str, bool]]:
 
 
 class Job(NamedTuple):
-    """What a process does: measure the `speed`, compute the `vectors`, write a `profile`. files: file, plain."""
+    """Run as a worker process: measure the `speed`, compute the `vectors`, write a `profile`. files: file, plain."""
 
     task: str
     seed: int
@@ -594,7 +596,7 @@ def relative_speeds(runs: Mapping[int, Callable[[Ids], Floats]], ids: list[Ids])
 
 
 def print_profile(folder: Path, tokens: int, scratch: Path) -> None:
-    """Which operators take the time of one short text, by ONNX Runtime's profiler."""
+    """Print the operators that take the time of one short text, by ONNX Runtime's profiler."""
     network = graph.read(folder / FP32)
     file = chosen_file(folder, scratch)
     columns = [profiled(file, tokens, scratch, None)]
@@ -635,7 +637,7 @@ def profiled(file: Path, tokens: int, scratch: Path, environ: Mapping[str, str] 
 
 
 def label_of(operator: str, name: str) -> str:
-    """What a node is for: where it is in the layer, too, for matrix products."""
+    """Return the purpose of a node, and for matrix products its place in the layer."""
     kind = next((kind for kind in graph.LINEARS if f".{kind}." in name), "")
     if operator in ("DynamicQuantizeMatMul", "Gemm", "MatMul", "FusedMatMul", "Mul"):
         return f"{operator}: {kind}" if kind else f"{operator}: attention" if "layers." in name else operator

@@ -79,7 +79,7 @@ def _package() -> Path:
 
 
 def _cpuid_offsets(library: Path) -> list[int]:
-    """Where in the file its cpuid instructions are; the same two bytes also occur inside others."""
+    """Return the offsets of a file's cpuid instructions; the same two bytes also occur inside other instructions."""
     command = ["objdump", "--disassemble", "--file-offsets", "--no-show-raw-insn", str(library)]
     offsets = []
     moved = 0

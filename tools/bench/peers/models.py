@@ -60,7 +60,7 @@ def quantization() -> str:
 
 
 def default_prompt(folder: Path) -> str:
-    """What sentence-transformers puts before a text unless told otherwise."""
+    """Return the prefix that sentence-transformers adds to a text by default."""
     config = _json(folder / "config_sentence_transformers.json")
     name = config.get("default_prompt_name")
     return str(config["prompts"][name]) if name else ""

@@ -1,4 +1,4 @@
-"""Sentences for what does not fit a body's type: msgspec names the place and type, these the value and limit."""
+"""Errors of request bodies: turns msgspec's errors into sentences with the place, the value and the limit."""
 
 import contextlib
 import re
@@ -11,9 +11,9 @@ from msgspec import Raw
 
 from app.errors import MAX_QUOTED_CHARACTERS, InvalidRequest
 from app.routes import encoder
-from app.routes.parts import MAX_LIST_BYTES, decoder, part_at
+from app.routes.raw_json import MAX_LIST_BYTES, decoder, raw_value_at
 
-KINDS = {
+JSON_TYPES = {
     "null": "null",
     "bool": "a boolean",
     "int": "a number",
@@ -22,36 +22,36 @@ KINDS = {
     "array": "a list",
     "object": "an object",
 }
-# As in "Expected `str`, got `int` - at `$.texts[1]`".
+# msgspec's message and path, e.g. "Expected `str`, got `int` - at `$.texts[1]`".
 MESSAGE = re.compile(r"(.*?)(?: - at `\$(.*)`)?", re.DOTALL)
-# As in "Object contains unknown field `a`"; a client's name with " - at `$" in it is cut there.
+# msgspec's message about a field, e.g. "Object contains unknown field `a`". A name with " - at `$" in it is cut there.
 FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*?)`?", re.DOTALL)
 STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
-# As in "JSON is malformed: invalid character (byte 6)".
+# msgspec's message about syntax, e.g. "JSON is malformed: invalid character (byte 6)".
 MALFORMED = re.compile(r"JSON is malformed: (.*) \(byte (\d+)\)")
-# The first half of a surrogate pair without the second, escaped.
+# Escaped first half of a surrogate pair without the second half.
 HALF_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u)")
 PAIR_BYTES = len(rb"\ud83d\ude00")
 
 
 class Rule(NamedTuple):
-    """The sentence for a value that does not fit, and the error's param where it is not the place without its indexes.
+    """Sentence for a value of a wrong type, and the error's param. param "": the value's place without indexes.
 
-    Fields in a sentence: place (texts[1]), parent (texts), kind (a number), value (5), count (of a list's items),
-    dimension, last_id. An unknown field's sentence has field (its name).
+    Placeholders in a sentence: place (texts[1]), parent (texts), kind (a number), value (5), count (items of a list),
+    dimension, last_id; for an unknown field: field (its name).
     """
 
     sentence: str
     param: str = ""
 
 
-# Place without the indexes' numbers -> rule. These may have one of their own: "texts missing", "texts empty",
+# Place without index numbers -> rule. Special cases have keys of their own: "texts missing", "texts empty",
 # "calls[] length", "unknown".
 Rules = Mapping[str, Rule]
 
 
 def text_rules(name: str, *, or_text: bool = False) -> dict[str, Rule]:
-    """Return the rules of a list of strings. or_text: a string may stand instead of it."""
+    """Return the rules of a list of strings. or_text: a single string is allowed, too."""
     allowed = "a string or a list of strings" if or_text else "a list of strings"
     return {
         name: Rule(f"{{place}} is {{kind}}; it must be {allowed}."),
@@ -60,8 +60,8 @@ def text_rules(name: str, *, or_text: bool = False) -> dict[str, Rule]:
     }
 
 
-def misfit(data: bytes, error: msgspec.ValidationError, rules: Rules) -> InvalidRequest:
-    """Return the error for the client: the rule's sentence, filled in."""
+def validation_error(data: bytes, error: msgspec.ValidationError, rules: Rules) -> InvalidRequest:
+    """Return the error for a body that does not fit its type: the rule's sentence, filled in."""
     message = MESSAGE.fullmatch(str(error))
     assert message
     what, path = message[1], message[2] or ""
@@ -76,7 +76,7 @@ def misfit(data: bytes, error: msgspec.ValidationError, rules: Rules) -> Invalid
             rule.sentence.format(field=quoted(field[2])), rule.param or field[2][:MAX_QUOTED_CHARACTERS]
         )
     if not steps:
-        return InvalidRequest(f"The body is {_kind(what)}; it must be an object.")
+        return InvalidRequest(f"The body is {_json_type(what)}; it must be an object.")
     place = _place(steps)
     pattern = re.sub(r"\d+", "", place)
     suffix = " empty" if what.endswith("length >= 1") else " length" if "length" in what else ""
@@ -86,16 +86,16 @@ def misfit(data: bytes, error: msgspec.ValidationError, rules: Rules) -> Invalid
         parent=_place(steps[:-1]),
         dimension=encoder().dimension,
         last_id=encoder().tokenizer.vocabulary_size - 1,
-        **_found(data, steps, "an empty list" if suffix == " empty" else _kind(what), rule.sentence),
+        **_sentence_values(data, steps, "an empty list" if suffix == " empty" else _json_type(what), rule.sentence),
     )
     return InvalidRequest(sentence, rule.param or re.sub(r"\[.*", "", place))
 
 
-def not_json(data: bytes, error: msgspec.DecodeError) -> InvalidRequest:
-    """Return the error for a body that is no JSON, with the place of its first fault."""
+def syntax_error(data: bytes, error: msgspec.DecodeError) -> InvalidRequest:
+    """Return the error for a body that is not JSON, with the position of its first fault."""
     malformed = MALFORMED.fullmatch(str(error))
     what, at = (malformed[1], int(malformed[2])) if malformed else ("unexpected end of data", len(data))
-    # msgspec takes the text's end for the missing half if it comes first
+    # msgspec reports the end of the data when it comes in place of the second half
     half = HALF_PAIR.search(data, max(0, len(data) - PAIR_BYTES)) if not malformed else None
     if half or "surrogate" in what:
         what, at = "half of a surrogate pair in a string", half.start() if half else at
@@ -105,34 +105,34 @@ def not_json(data: bytes, error: msgspec.DecodeError) -> InvalidRequest:
 
 
 def quoted(value: Any) -> str:
-    """Return a client's value for a message, never long."""
+    """Return a client's value as JSON for a message, at most MAX_QUOTED_CHARACTERS of a string."""
     if isinstance(value, str) and len(value) > MAX_QUOTED_CHARACTERS:
         value = f"{value[:MAX_QUOTED_CHARACTERS]}…"
     return orjson.dumps(value).decode()
 
 
 def _place(steps: Sequence[str | int]) -> str:
-    """Return steps to a value as one name: inputs.sentences[1]."""
+    """Return the path to a value as one name: inputs.sentences[1]."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
 
 
-def _kind(what: str) -> str:
-    """Return the type of what does not fit, in JSON's words."""
+def _json_type(what: str) -> str:
+    """Return the JSON type of the wrong value, from msgspec's message."""
     if got := re.search("got `(.*)`", what):
-        return KINDS[got[1]]
+        return JSON_TYPES[got[1]]
     return "a number" if "`int`" in what or "range" in what else "a string"
 
 
-def _found(data: bytes, steps: Sequence[str | int], kind: str, sentence: str) -> dict[str, str]:
-    """Return a sentence's fields for a value: its kind, and where the sentence has them its value or its length."""
-    found = {"kind": kind, "value": kind, "count": "many"}
+def _sentence_values(data: bytes, steps: Sequence[str | int], kind: str, sentence: str) -> dict[str, str]:
+    """Return the placeholders for a value: its kind and, where the sentence has them, its value or its length."""
+    values = {"kind": kind, "value": kind, "count": "many"}
     if "{count}" in sentence:
-        part = part_at(data, steps)
+        part = raw_value_at(data, steps)
         if part[:1] == b"[" and len(part) <= MAX_LIST_BYTES:
-            found["count"] = str(len(decoder(list[Raw]).decode(part)))
-    elif "{value}" in sentence and kind not in (KINDS["array"], KINDS["object"]):
-        part = part_at(data, steps)
+            values["count"] = str(len(decoder(list[Raw]).decode(part)))
+    elif "{value}" in sentence and kind not in (JSON_TYPES["array"], JSON_TYPES["object"]):
+        part = raw_value_at(data, steps)
         if part[:1] not in (b"", b"[", b"{"):
-            with contextlib.suppress(orjson.JSONDecodeError):  # a number that no float holds
-                found["value"] = quoted(orjson.loads(part))
-    return found
+            with contextlib.suppress(orjson.JSONDecodeError):  # a number too large for a float
+                values["value"] = quoted(orjson.loads(part))
+    return values

@@ -1,13 +1,12 @@
-"""Weights of a linear layer -> int8 and a scale for each output, by GPTQ under the pair rule.
+"""GPTQ under the pair rule: quantizes the weights of a linear layer to int8 with a scale for each output.
 
-On CPUs without VNNI ONNX Runtime's kernels add products two by two in 16 bits:
-u1 w1 + u2 w2 with activations u <= 255, for neighbours w1, w2 (rows 2j and 2j+1 of the
-(inputs, outputs) matrix). That cannot overflow while -128 <= w1 + w2 <= 128. The usual way out,
-`reduce_range`, halves every weight's range; the pair rule keeps most of it, with the same sums on
-every CPU.
+On CPUs without VNNI, ONNX Runtime's kernels add products in pairs with 16 bits: u1 w1 + u2 w2 with activations
+u <= 255, for adjacent weights w1, w2 (rows 2j and 2j+1 of the (inputs, outputs) matrix). The pair rule,
+-128 <= w1 + w2 <= 128, excludes an overflow. The usual solution, `reduce_range`, halves the range of every weight. The
+pair rule keeps most of it, with the same sums on every CPU.
 
-GPTQ (arXiv 2210.17323) rounds the inputs' rows one after the other, and spreads each row's error
-over the rows to come so that the layer's output on the calibration texts changes least.
+GPTQ (arXiv 2210.17323) rounds the rows of the inputs one after the other, and distributes each row's error over the
+following rows so that the layer's output on the calibration texts changes least.
 """
 
 import numpy as np
@@ -15,26 +14,28 @@ from numpy.typing import NDArray
 
 LARGEST = 127
 PAIR_SUM = 128
-# A scale to try for each output: the one that maps its largest weight to 127, times these. With the
-# first no pair needs to be bent, and under 1 the largest weights are clipped.
+# Scales to try for each output, as multiples of the one that maps its largest weight to 127. With the first, no pair
+# breaks the rule; below 1 the largest weights are clipped.
 SCALES = np.linspace(LARGEST / (PAIR_SUM // 2), 0.6, 29, dtype=np.float32)
-DAMPING = 0.01  # of the mean of H's diagonal, as in GPTQ's own code
-BLOCK = 64  # rows between updates of all the rows to come; changes the speed only
+# Damping, as a share of the mean of the Hessian's diagonal: the value of GPTQ's published code.
+DAMPING = 0.01
+# Rows between updates of all following rows; affects the speed only.
+BLOCK = 64
 
 Floats = NDArray[np.float32]
 
 
-def rounded(weight: Floats, moments: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """(inputs, outputs) float32 -> the same as int8, and (outputs,) scales: weight ~ int8 * scale.
+def quantize_weight(weight: Floats, moments: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Return int8 weights, (inputs, outputs), and scales, (outputs,): weight ~ int8 * scale.
 
-    moments: (inputs, inputs), the mean of x^T x over calibration inputs x.
+    weight: (inputs, outputs) float32. moments: (inputs, inputs), mean of x^T x over the calibration inputs x.
     """
     scale = _scales(weight, np.diag(moments))
     inputs, outputs = weight.shape
     curvature = moments.astype(np.float64)
     diagonal = np.arange(inputs)
     curvature[diagonal, diagonal] += DAMPING * np.mean(np.diag(curvature)) + 1e-12
-    # the rows of this factor say how a row's error is best spread over the rows after it
+    # row i of this factor is the best distribution of row i's error over the rows after it
     spread = np.linalg.cholesky(np.linalg.inv(curvature)).T
     rest = (weight / scale).astype(np.float64)
     codes = np.zeros_like(rest)
@@ -51,7 +52,7 @@ def rounded(weight: Floats, moments: Floats) -> tuple[NDArray[np.int8], Floats]:
 
 
 def _clipped(row: NDArray[np.float64], partner: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """A row of codes within int8 and, beside its partner, within the pair rule."""
+    """Return a row of codes clipped to int8 and, with its partner row, to the pair rule."""
     low, high = np.full_like(row, -LARGEST), np.full_like(row, LARGEST)
     if partner is not None:
         low, high = np.maximum(low, -PAIR_SUM - partner), np.minimum(high, PAIR_SUM - partner)
@@ -60,14 +61,14 @@ def _clipped(row: NDArray[np.float64], partner: NDArray[np.float64] | None) -> N
 
 
 def _scales(weight: Floats, importance: Floats) -> Floats:
-    """For each output the one of SCALES whose rounded weights err least, by the inputs' mean squares."""
+    """Return the best scale of each output, (outputs,): least squared error weighted by the inputs' mean squares."""
     largest = np.maximum(np.abs(weight).max(0), 1e-12) / LARGEST
     best = np.full(weight.shape[1], np.inf)
     chosen: Floats = largest.copy()
     for multiple in SCALES:
         scale = largest * multiple
         codes = np.clip(np.round(weight / scale), -LARGEST, LARGEST)
-        # what a pair is over the limit is taken from both
+        # the excess of a pair over the rule is taken from both weights
         pairs = codes[: len(codes) // 2 * 2].reshape(-1, 2, codes.shape[1])
         total = pairs.sum(1)
         over = np.sign(total) * np.maximum(np.abs(total) - PAIR_SUM, 0)
