@@ -39,7 +39,8 @@ def tiny_model() -> Path:
 @pytest.fixture(scope="session")
 def full_size_model() -> Path:
     """The model folder of the full-size stand-in. Tests must not change it."""
-    return cache.full_size_model_folder()
+    cache.build_full_size_model()
+    return cache.FULL_SIZE
 
 
 @pytest.fixture(scope="session")
