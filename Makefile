@@ -1,8 +1,4 @@
-# Needs Python 3.11 to 3.14, make and a package index; everything else is set up here.
-#   make run     set up what is missing, then serve on http://localhost:$PORT (8080)
-#   make test    set up what is missing, then run every test
-#   make model   build model/ (MODEL=…, REVISION=…, EFFORT=…); nothing changed: does nothing
-#   make image   build the container image (MODEL=…, REVISION=…, EFFORT=…, PRECISION=…) with Docker
+# `make help` lists the targets. Needs Python 3.11 to 3.14, make and a package index; everything else is set up here.
 PYTHON ?= python3
 MODEL ?=
 REVISION ?=
@@ -10,86 +6,89 @@ EFFORT ?=
 PRECISION ?=
 PYTHON_IMAGE ?=
 IMAGE ?= embedding-api
-# FOLDER=SOURCE of each model to compare recipes on
+# FOLDER=SOURCE of each model on which `make recipes` compares the recipes.
 RECIPES ?= model=stand-in
-# Another program than Docker: what it must understand is in tests/image/container.py.
+# Command that builds the image; tests/image/container.py shows what another one than Docker must support.
 CONTAINER_BUILD ?= docker build
-# PyTorch's own index of CPU builds, beside the package index that pip is set up with.
+# PyTorch's index of CPU builds; all other packages come from pip's own index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 venv := .venv
 bin := $(venv)/bin
-# The locks are complete, so pip resolves nothing (--no-deps).
+# --no-deps: the lock files are complete, so pip has nothing to resolve.
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps
-# black has no place in setup.cfg, and skips folders called build by default
+# black does not read setup.cfg, and skips folders called build by default.
 black := $(bin)/black --line-length 120 --exclude '/(\.git|\.venv|\.cache|model)/'
 out := $(or $(MODEL_DIR),model)
 build_args := $(if $(MODEL),--model '$(MODEL)') $(if $(REVISION),--revision '$(REVISION)') $(if $(EFFORT),--effort '$(EFFORT)') --out '$(out)'
 image_args := $(foreach name,MODEL REVISION EFFORT PRECISION PYTHON_IMAGE PIP_INDEX_URL TORCH_INDEX HF_ENDPOINT,$(if $($(name)),--build-arg $(name)='$($(name))'))
 
-# pip must not run twice at once in one environment
+# Two pips must not run at once in one environment.
 .NOTPARALLEL:
-.PHONY: run test model image image-check image-size image-start sbom audit bench soak recipes lint format lock pins clean
+# `make` alone.
+.DEFAULT_GOAL := help
+.PHONY: help run test model image image-check image-size image-start sbom audit bench soak recipes lint format lock pins clean
 
-# A sealed model folder is served as it is, whatever model it holds.
-run: $(venv)/.runtime $(venv)/.build
+help: ## list the targets
+	@echo 'make TARGET [VARIABLE=VALUE …]'
+	@sed -n 's/^\([a-z][a-z -]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
+		printf '  %-36s %s\n' "$$target" "$$text"; done
+
+# A complete model folder is served as it is, whatever model it holds.
+run: $(venv)/.runtime $(venv)/.build ## set up what is missing, then serve on http://localhost:$PORT (8080)
 	@if [ -n '$(MODEL)' ] || [ ! -f '$(out)/manifest.json' ]; then \
 		$(bin)/python -m build $(build_args) --fallback stand-in; fi
 	@LOG_FORMAT="$${LOG_FORMAT:-text}" exec $(bin)/gunicorn
 
-model: $(venv)/.runtime $(venv)/.build
+model: $(venv)/.runtime $(venv)/.build ## build model/, if it is not up to date (MODEL=…, REVISION=…, EFFORT=…)
 	@$(bin)/python -m build $(build_args)
 
-test: $(venv)/.runtime $(venv)/.build $(venv)/.test
+test: $(venv)/.runtime $(venv)/.build $(venv)/.test ## set up what is missing, then run every test but those of the image
 	$(bin)/python -m pytest -n 4 -m 'not alone'
 	$(bin)/python -m pytest -m alone
 
-image:
+image: ## build the container image with Docker (MODEL, REVISION, EFFORT, PRECISION, mirrors)
 	$(CONTAINER_BUILD) -t $(IMAGE) $(image_args) .
 
-# The list of what is in the image, sbom.cdx.json (CycloneDX); takes the variables that `make image` was given.
-sbom:
+# Takes the same variables as `make image`.
+sbom: ## write sbom.cdx.json, the list of what is in the image; needs BuildKit (docker buildx)
 	$(CONTAINER_BUILD) -t $(IMAGE)-sbom $(image_args) --target sbom --output=type=local,dest=. .
 
-# Compares the image with sbom.cdx.json, too: `make sbom` comes first.
-image-check: $(venv)/.runtime $(venv)/.build $(venv)/.test
+image-check: $(venv)/.runtime $(venv)/.build $(venv)/.test ## test the image, and compare it with sbom.cdx.json (after make sbom)
 	IMAGE='$(IMAGE)' PYTHON_IMAGE='$(PYTHON_IMAGE)' $(bin)/python -m pytest tests/image
 
-image-size image-start: $(venv)/.runtime $(venv)/.test
+image-size image-start: $(venv)/.runtime $(venv)/.test ## measure the image's size, and its start
 	@IMAGE='$(IMAGE)' $(bin)/python -m tests.image $(@:image-%=%)
 
-audit:
+audit: ## look the locked packages up in the database of known vulnerabilities
 	@sh requirements/audit
 
-bench: $(venv)/.runtime $(venv)/.build $(venv)/.test
+bench: $(venv)/.runtime $(venv)/.build $(venv)/.test ## measure every figure of the documents, half an hour (PEERS=no: eight minutes)
 	TORCH_INDEX='$(TORCH_INDEX)' $(bin)/python -m tools.bench
 
-# Twenty minutes at full load; SECONDS=… for another time.
-soak: $(venv)/.runtime $(venv)/.build $(venv)/.test
+soak: $(venv)/.runtime $(venv)/.build $(venv)/.test ## twenty minutes at full load (SECONDS=…): memory must not grow
 	$(bin)/python -m tools.bench.soak
 
-# The tables of docs/quantization.md: every recipe that was tried, on two models.
-recipes: $(venv)/.runtime $(venv)/.build $(venv)/.test
+recipes: $(venv)/.runtime $(venv)/.build $(venv)/.test ## measure every quantization recipe, for docs/quantization.md (RECIPES=FOLDER=SOURCE)
 	$(bin)/python -m tools.bench.recipes $(RECIPES)
 
-lint: $(venv)/.runtime $(venv)/.build $(venv)/.test
+lint: $(venv)/.runtime $(venv)/.build $(venv)/.test ## check with black, isort, flake8 and mypy
 	$(black) --check --quiet .
 	$(bin)/isort --check --quiet .
 	$(bin)/flake8
 	$(bin)/mypy
 
-format: $(venv)/.test
+format: $(venv)/.test ## format with black and isort
 	$(black) --quiet .
 	$(bin)/isort --quiet .
 
-lock: $(venv)/.test
+lock: $(venv)/.test ## write requirements/*.txt anew from the .in files
 	PATH="$(CURDIR)/$(bin):$$PATH" TORCH_INDEX='$(TORCH_INDEX)' requirements/lock
 
-# Digests of the images and the commit of the default model, as they are today.
-pins:
+pins: ## write today's digests of the base images and the default model's commit
 	@$(PYTHON) requirements/pins.py
 
-clean:
+clean: ## remove everything that the other targets have made
 	rm -rf $(venv) model .cache sbom.cdx.json
 
 $(venv)/bin/python:

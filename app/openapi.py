@@ -8,6 +8,8 @@ from typing import Any
 from flasgger import Swagger
 from flask import Flask, Response, make_response
 
+from app.routes import VERSION
+
 HERE = Path(__file__).parent
 # Content policy of /docs: Swagger UI needs icons from data: URLs; styles set by its script do not count as inline.
 CONTENT_SECURITY_POLICY = (
@@ -34,7 +36,8 @@ CONFIG = {
 def register(app: Flask) -> None:
     """Serve /docs and /openapi.json."""
     app.json.sort_keys = False  # type: ignore[attr-defined]  # keeps the order of openapi.yml
-    Swagger(app, config=CONFIG, template_file=str(HERE / "openapi.yml"), decorators=[_with_policy])
+    swagger = Swagger(app, config=CONFIG, template_file=str(HERE / "openapi.yml"), decorators=[_with_policy])
+    swagger.template["info"]["version"] = VERSION
 
 
 def _with_policy(view: Callable[..., Any]) -> Callable[..., Response]:

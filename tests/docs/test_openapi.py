@@ -1,11 +1,13 @@
 """openapi.yml documents the request bodies and parameters of the routes, field by field."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
 import yaml
+from flask.testing import FlaskClient
 
 from app import routes
 from app.routes import bigquery, native, openai, options, tei
@@ -100,6 +102,8 @@ def test_every_body_is_compared() -> None:
     assert used == set(BODIES)
 
 
-def test_version() -> None:
-    """GET / and openapi.yml have the same version."""
-    assert OPENAPI["info"]["version"] == routes.VERSION
+def test_version(client: FlaskClient) -> None:
+    """GET /, GET /openapi.json and the newest entry of the changelog have the same version."""
+    assert client.get("/").get_json()["version"] == routes.VERSION
+    assert client.get("/openapi.json").get_json()["info"]["version"] == routes.VERSION
+    assert re.findall(r"^## \[?(\d[\w.]*)", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == routes.VERSION
