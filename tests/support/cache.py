@@ -39,11 +39,11 @@ def tiny_source_folder() -> Path:
     return folder
 
 
-def tiny_model_folder() -> Path:
-    """Return the model folder that `python -m build` makes of the tiny source; nothing changed: builds nothing."""
+def copy_tiny_model(folder: Path) -> Path:
+    """Copy the model folder that `python -m build` makes of the tiny source, so that a later build leaves it alone."""
     with locked("tiny-model"):
         build("--model", str(tiny_source_folder()), "--out", str(CACHE / "tiny-model"))
-    return CACHE / "tiny-model"
+        return Path(shutil.copytree(CACHE / "tiny-model", folder))
 
 
 def build_full_size_model() -> str:
