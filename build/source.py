@@ -85,15 +85,16 @@ class HubUnreachable(Exception):
 def _stand_in(warning: str | None) -> Source:
     code = hashlib.sha256(Path(standin.__file__).read_bytes()).hexdigest()
     folder = CACHE / f"stand-in-{code[:12]}"
-    CACHE.mkdir(exist_ok=True)
-    with files.locked(CACHE):
-        if not folder.is_dir():
-            files.clean(CACHE)
-            for old in CACHE.glob("stand-in-*"):  # 470 MB each
-                shutil.rmtree(old)
-            part = Path(tempfile.mkdtemp(dir=CACHE, prefix=files.PART))
-            standin.write_folder(part)
-            part.rename(folder)
+    if not folder.is_dir():
+        CACHE.mkdir(exist_ok=True)
+        with files.locked(CACHE):
+            if not folder.is_dir():
+                files.clean(CACHE)
+                for old in CACHE.glob("stand-in-*"):  # 470 MB each
+                    shutil.rmtree(old)
+                part = Path(tempfile.mkdtemp(dir=CACHE, prefix=files.PART))
+                standin.write_folder(part)
+                part.rename(folder)
     return Source(folder, f"{standin.NAME} ({standin.MODEL_ID})", stand_in=True, warning=warning)
 
 

@@ -31,15 +31,16 @@ def tiny_source() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> Path:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model folder that `python -m build` makes of the tiny source. Tests must not change it."""
-    return cache.tiny_model_folder()
+    return cache.copy_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture(scope="session")
 def full_size_model() -> Path:
     """The model folder of the full-size stand-in. Tests must not change it."""
-    return cache.full_size_model_folder()
+    cache.build_full_size_model()
+    return cache.FULL_SIZE
 
 
 @pytest.fixture(scope="session")

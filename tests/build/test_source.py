@@ -250,6 +250,7 @@ def test_the_proof_alone_needs_the_other_steps(tiny_source: Path, tmp_path: Path
 
 
 @pytest.mark.full_size
+@pytest.mark.usefixtures("full_size_model")
 def test_the_stand_in_takes_an_unreachable_hubs_place_where_allowed(dead_hub: str, tmp_path: Path) -> None:
     """It warns, and names both models."""
     source = fetch(tmp_path, dead_hub, "org/tiny", None, "stand-in")

@@ -14,8 +14,8 @@ from build import export_onnx, similarity, verify
 from build.source import fetch
 from build.texts import texts
 from tests.support import ROOT
-from tests.support.cache import SECOND_MODEL, second_model_folder
-from tests.support.model import build, open_encoder
+from tests.support.cache import SECOND_MODEL, build_full_size_model, second_model_folder
+from tests.support.model import open_encoder
 from tests.support.server import Server, Start
 
 pytestmark = pytest.mark.full_size
@@ -171,4 +171,4 @@ def test_the_warning_of_a_fallback(start: Start, full_size_model: Path) -> None:
     model = requests.get(server.url, timeout=10).json()["model"]
     assert (model["stand_in"], model["warning"]) == (True, manifest["warning"])
     assert manifest["warning"] in server.stop()
-    assert f"WARNING: {manifest['warning']}" in build("--fallback", "stand-in", "--out", str(full_size_model))
+    assert f"WARNING: {manifest['warning']}" in build_full_size_model()

