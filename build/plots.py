@@ -1,7 +1,7 @@
-"""The report's pictures: what INT8 does to the similarities of texts, and to each text.
+"""Plots of the report: the effect of INT8 on the similarities of texts, and the error of each text.
 
-Matplotlib's objects without pyplot, its own defaults whatever the user's settings are, and
-no dates: the same vectors give the same bytes.
+They use Matplotlib without pyplot, its defaults instead of the user's settings, and no dates: the same vectors give the
+same bytes. The background is white, so that they are readable on a dark page.
 """
 
 from collections.abc import Mapping
@@ -25,12 +25,15 @@ PLOTS = tuple(f"{stem}.{kind}" for stem in (SIMILARITY, ERROR) for kind in ("png
 
 Floats = NDArray[np.float64]
 
-LEAST_ERROR = 1e-8  # a log axis has no 0; float32 vectors tell no smaller error
-LONGEST_NAME = 90  # characters, what fits the figure
-MANY = 700  # texts: more would make the SVG larger than 300 kB, so they are drawn smaller and as an image in it
+# Smallest error shown: a log axis has no 0, and float32 vectors do not resolve less.
+LEAST_ERROR = 1e-8
+# Longest name of a model that fits the figure, characters.
+LONGEST_NAME = 90
+# Number of texts from which points are smaller and drawn as an image: the SVG would be larger than 300 kB.
+MANY = 700
 INK = "#333333"
-# Colours that colour-blind people tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color/) without the
-# yellow, faint on white. With the markers 35 groups look different.
+# Colours that colour-blind people can distinguish (Okabe and Ito, https://jfly.uni-koeln.de/color/), without yellow,
+# which is faint on white. With the markers, 35 groups look different.
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#000000")
 MARKERS = ("o", "^", "s", "D", "v")
 DASHED: Mapping[str, Any] = {"color": INK, "linewidth": 0.8, "linestyle": (0, (4, 3))}
@@ -71,15 +74,15 @@ def write(
 ) -> None:
     """Write OUT/report_similarity and OUT/report_error, each as .png and .svg.
 
-    Breaks the folder's seal as every file put in its place does: write the manifest afterwards.
+    Removes the folder's manifest, as every replaced file does: write the manifest afterwards.
 
     Args:
-        name: the model's, for the titles.
+        name: the model's name.
         reference: (n, dim), the original's vectors, n at least 2.
         int8: (n, dim), the INT8 file's vectors of the same texts.
         groups: n names, each the group of a text.
         tokens: n lengths, at least 1.
-        limits: errors (1 - cosine) to draw as lines, with what to call them.
+        limits: errors (1 - cosine) to draw as lines, by their labels.
 
     Raises:
         ValueError: the lengths differ, or there are fewer than two texts.
@@ -96,7 +99,7 @@ def write(
 
 
 def _unit(a: Matrix) -> Floats:
-    """(n, dim) -> (n, dim) of length 1; a broken vector becomes 0, similar to nothing."""
+    """Return (n, dim) vectors scaled to length 1; a broken vector becomes 0, which is similar to nothing."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.nan_to_num(unit(a))
 
@@ -107,21 +110,22 @@ def _save(figure: Figure, folder: Path, stem: str) -> None:
 
 
 def _figure(headline: str, name: str, sharey: bool = False) -> tuple[Figure, Axes, Axes]:
-    """Two panels side by side below a title of two lines."""
+    """Return a figure with two panels, a title above and the model's name below."""
     figure = Figure(layout="constrained")
     shown = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
-    figure.suptitle(f"{headline}\n{_ascii(shown)}", x=0.01, ha="left", fontsize=11, linespacing=1.3)
+    figure.suptitle(headline, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.supxlabel(_ascii(shown), x=0.01, ha="left", fontsize=8)
     left, right = figure.subplots(1, 2, sharey=sharey)
     return figure, left, right
 
 
 def _ascii(name: str) -> str:
-    """The font at hand has no Japanese: it would warn and draw empty boxes."""
+    """Return the name in ASCII: the font has no Japanese, and would warn and draw empty boxes."""
     return name.encode("ascii", "replace").decode()
 
 
 def _similarity(name: str, a: Floats, b: Floats) -> Figure:
-    """All pairs' similarities, INT8's against the original's, and their difference; (n, dim) of length 1 each."""
+    """Draw the similarities of all pairs, INT8 against the original, and the difference; (n, dim) of length 1 each."""
     upper = np.triu_indices(len(a), 1)
     original, int8 = (a @ a.T)[upper], (b @ b.T)[upper]
     difference = int8 - original
@@ -129,7 +133,7 @@ def _similarity(name: str, a: Floats, b: Floats) -> Figure:
     low, high = min(original.min(), int8.min()), max(original.max(), int8.max())
     span = (low - max(high - low, 0.01) / 20, high + max(high - low, 0.01) / 20)
 
-    headline = f"Similarities of all pairs of {len(a):,} texts, INT8 against the original: off by {mean:.2g} on average"
+    headline = f"Similarities of all pairs of {len(a):,} texts, INT8 against the original; mean difference {mean:.2g}"
     figure, left, right = _figure(headline, name)
     bins = int(np.clip(np.sqrt(len(original)), 30, 90))
     shapes = [
@@ -154,8 +158,8 @@ def _similarity(name: str, a: Floats, b: Floats) -> Figure:
 def _error(
     name: str, error: Floats, groups: NDArray[np.str_], tokens: NDArray[np.int_], limits: Mapping[str, float]
 ) -> Figure:
-    """Each text's error by its length and by its group; (n,) each."""
-    headline = f"Error of {len(error):,} texts, INT8 against the original: {error.mean():.2g} on average"
+    """Draw each text's error by its length and by its group; (n,) each."""
+    headline = f"Error of {len(error):,} texts, INT8 against the original; mean error {error.mean():.2g}"
     figure, left, right = _figure(headline, name, sharey=True)
     looks = dict(zip(dict.fromkeys(groups.tolist()), zip(cycle(COLORS), cycle(MARKERS))))
     members = {group: groups == group for group in looks}
@@ -170,7 +174,7 @@ def _error(
     for place, group in enumerate(ranked):
         errors = error[members[group]]
         color, marker = looks[group]
-        # Spread evenly, without chance: the golden ratio's multiples.
+        # Spread evenly without randomness: multiples of the golden ratio.
         spread = 0.6 * (np.arange(len(errors)) * 0.618034 % 1 - 0.5)
         for axes, x in ((left, tokens[members[group]]), (right, place + spread)):
             axes.scatter(x, errors, color=color, marker=marker, **points)
@@ -187,6 +191,7 @@ def _error(
         axis.set_major_formatter(_number)
         axis.set_minor_locator(NullLocator())
     right.grid(False, axis="x")
+    right.set_xlabel("Group: language or kind of text (bar: median)")
     labels = [_ascii(group) for group in ranked]
     right.set_xticks(range(len(labels)), labels, rotation=90, fontsize=min(10, 210 / len(labels)))
     return figure
