@@ -58,7 +58,7 @@ OPENER = urllib.request.build_opener(NoRedirects)
 
 
 def get(url: str, headers: dict[str, str]) -> tuple[bytes, Any]:
-    """Body and headers of a 200. Raises LookupFailed, or HTTPError for another status."""
+    """Return body and headers of a 200. Raises LookupFailed, or HTTPError for another status."""
     try:
         with OPENER.open(urllib.request.Request(url, headers=headers), timeout=REQUEST_SECONDS) as response:
             body = response.read(MAX_BYTES + 1)
@@ -72,7 +72,7 @@ def get(url: str, headers: dict[str, str]) -> tuple[bytes, Any]:
 
 
 def digest_of(image: str, registry: str = "") -> str:
-    """Digest of what an image's tag means. `registry`: the URL to ask instead of the image's own."""
+    """Return the digest of an image's tag. registry: URL to use instead of the image's own."""
     host, _, rest = image.partition("/")
     name, _, tag = rest.rpartition(":")
     base = registry or f"https://{'registry-1.docker.io' if host == 'docker.io' else host}"
@@ -96,7 +96,7 @@ def digest_of(image: str, registry: str = "") -> str:
 
 
 def token(challenge: str, url: str) -> str:
-    """The token that a registry wants, from where it says.
+    """Return the token that a registry requires, from the address in its response.
 
     https://distribution.github.io/distribution/spec/auth/token/
     """
@@ -113,7 +113,7 @@ def token(challenge: str, url: str) -> str:
 
 
 def commit_of(model: str) -> str:
-    """The commit of a model's main branch."""
+    """Return the commit of a model's main branch."""
     url = f"{(os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')}/api/models/{model}"
     try:
         commit = str(json.loads(get(url, {})[0])["sha"])

@@ -23,7 +23,7 @@ def inputs() -> Inputs:
 
 
 def plan(i: Inputs, texts_per_second: float, texts_per_request: float) -> dict[str, float]:
-    """Instances and dollars a month; the formulas of the page, in its order."""
+    """Return instances and dollars a month, by the formulas of the page in their order."""
     batched = texts_per_request > 1
     texts_per_vcpu_second = i["texts_per_vcpu_second_batched" if batched else "texts_per_vcpu_second"]
     instance_texts_per_second = texts_per_vcpu_second * i["vcpus"] * i["utilization"]
@@ -48,7 +48,7 @@ def plan(i: Inputs, texts_per_second: float, texts_per_request: float) -> dict[s
 
 
 def job(i: Inputs, tokens: float) -> dict[str, float]:
-    """Hours of one vCPU and dollars for job_texts, each of so many tokens."""
+    """Return hours of one vCPU and dollars for job_texts of `tokens` tokens each."""
     # A line through two measurements: texts of mean_tokens, and pages.
     mean_seconds = 1 / i["texts_per_vcpu_second_batched"]
     token_seconds = (i["page_seconds"] - mean_seconds) / (i["page_tokens"] - i["mean_tokens"])
@@ -65,7 +65,7 @@ def job(i: Inputs, tokens: float) -> dict[str, float]:
 
 
 def instance(i: Inputs, billing: str) -> float:
-    """Dollars a second of one instance: while it has requests ("request"), without ("idle"), always ("instance")."""
+    """Return dollars a second of one instance: with requests ("request"), without ("idle"), always ("instance")."""
     return i["vcpus"] * i[f"cpu_{billing}"] + i["memory_gib"] * i[f"memory_{billing}"]
 
 

@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def files_of(name: str) -> list[Path]:
-    """A distribution's files, its commands included."""
+    """Return a distribution's files, its commands included."""
     return [PACKAGES / file for file in distribution(name).files or []]
 
 
@@ -105,7 +105,7 @@ def report(names: str, reason: str, paths: list[Path]) -> None:
 
 
 def remove(path: Path) -> int:
-    """Bytes removed; 0 if it went with its folder."""
+    """Remove a file or folder and return its bytes; 0 if it was removed with its folder."""
     if path.is_dir():
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         shutil.rmtree(path)

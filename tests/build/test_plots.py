@@ -27,14 +27,14 @@ plots.write(pathlib.Path(out), "a model", *numpy.load(vectors), *json.loads(text
 
 
 def vectors(n: int, noise: float = 0.05) -> tuple[Matrix, Matrix]:
-    """Two (n, 16): random ones, and the same with noise."""
+    """Return two arrays (n, 16): random vectors, and the same with noise."""
     chance = np.random.default_rng(0)
     a = chance.normal(size=(n, 16)).astype(np.float32)
     return a, a + np.float32(noise) * chance.normal(size=a.shape).astype(np.float32)
 
 
 def write(out: Path, a: Matrix, b: Matrix, groups: list[str], name: str = "a model") -> dict[str, bytes]:
-    """The files' bytes; groups and tokens are repeated for as many texts as there are."""
+    """Write the plots and return their bytes; groups and tokens are repeated for all texts."""
     n = len(a)
     plots.write(out, name, a, b, (groups * n)[:n], (TOKENS * n)[:n], {"the mean must stay below": 0.02})
     return contents(out)
@@ -45,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def check(written: dict[str, bytes]) -> None:
-    """Four files, PNGs of the size that is wanted and SVGs that parse, none too heavy for a README."""
+    """Check the four files: PNGs of the right size, valid SVGs, none too large for a document."""
     assert sorted(written) == sorted(plots.PLOTS)
     for name, content in written.items():
         if name.endswith(".png"):

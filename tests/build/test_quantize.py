@@ -96,7 +96,7 @@ def test_the_graph_in_fp32_equals_the_export(tiny_model: Path) -> None:
 
 
 def harder(network: graph.Network, factor: float) -> graph.Network:
-    """The same function with one channel of the norms' outputs, and of GELU's inputs, factor times the others."""
+    """Return the same function with one channel of the norms' outputs and GELU's inputs `factor` times the others."""
     linears, norms = dict(network.linears), dict(network.norms)
     for index in range(network.layers):
         name = f"layers.{index}.attention_norm"

@@ -126,7 +126,7 @@ def dead_hub() -> str:
 
 
 def fetch(folder: Path, endpoint: str, *arguments: str | None) -> Source:
-    """build.source.fetch(*arguments) in a process of its own."""
+    """Run build.source.fetch(*arguments) in a process of its own."""
     run = python(["-c", FETCH, json.dumps(arguments)], endpoint, folder / "home")
     assert run.returncode == 0, run.stderr
     fields = json.loads(run.stdout)
@@ -134,13 +134,13 @@ def fetch(folder: Path, endpoint: str, *arguments: str | None) -> Source:
 
 
 def assert_refused(run: Run, folder: Path, *lines: str) -> None:
-    """Exit code 1, these lines and no others, and nothing written into folder/model."""
+    """Check for exit code 1, exactly these lines, and nothing written into folder/model."""
     assert (run.returncode, run.stdout, run.stderr.splitlines()) == (1, "", list(lines))
     assert not (folder / "model").exists()
 
 
 def assert_unreachable(run: Run, folder: Path, model: str, reason: str) -> None:
-    """Refused with the reason and the two ways on."""
+    """Check for a refusal with the reason and the two alternatives."""
     first = run.stderr.partition("\n")[0]
     assert first.startswith("error: The hub cannot be reached (") and reason in first
     assert first.endswith(f"), so {model} cannot be downloaded.")

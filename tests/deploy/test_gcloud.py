@@ -33,5 +33,5 @@ def test_the_japanese_page_has_the_same_parts(pattern: str) -> None:
 
 
 def blocks(text: str) -> list[str]:
-    """The shell's lines, without comments."""
+    """Return the lines of a shell script without comments."""
     return [re.sub(r" +#.*", "", block) for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)]

@@ -78,7 +78,7 @@ class Expression:
         return parsed
 
     def labels(self, exposed: "Exposed") -> set[str]:
-        """Labels that the result may have."""
+        """Return the labels that the result may have."""
         return self.kept or TARGET.union(*(exposed.labels(selector.metric) for selector in self.selectors))
 
 
@@ -139,7 +139,7 @@ def exposed(start: Callable[..., Server], tiny_model: Path) -> Exposed:
 
 
 def queries() -> dict[str, str]:
-    """Every expression of the dashboard, by its place; of a variable, the selector that it asks."""
+    """Return every expression of the dashboard by its place; for a variable, its selector."""
     found = {}
     for panel in PANELS:
         for target in panel["targets"]:

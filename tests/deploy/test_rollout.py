@@ -62,7 +62,7 @@ class World:
         return {target["tag"]: target["revisionName"] for target in targets if "tag" in target}
 
     def image(self) -> str:
-        """The image that serves."""
+        """Return the image that serves."""
         assert len(self.serving) == 1
         return str(self.cloud.services[SERVICE]["images"][next(iter(self.serving))])
 
@@ -129,7 +129,7 @@ class Run:
         return self
 
     def said_the_truth(self) -> bool:
-        """The messages are true when printed, and the exit status is 0 only if the run's image serves."""
+        """Check that messages are true when printed, and that the exit status is 0 only if the run's image serves."""
         if "could not be read" in self.said:
             return not self.succeeded
         shares = {name: int(percent) for name, percent in re.findall(r"(\S+) \((\d+) %\)", self.said)}

@@ -32,7 +32,7 @@ def test_the_smoke_check_has_the_builds_gate() -> None:
 
 
 def smoke(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """As the image runs it: from standard input, with whatever locale there is."""
+    """Run smoke.py as the image does: from standard input, with any locale."""
     with (ROOT / "deploy/smoke.py").open() as script:
         return subprocess.run(
             [sys.executable, "-", *arguments],

@@ -19,7 +19,7 @@ def print_sizes() -> None:
 
 
 def print_start() -> None:
-    """From the container's first process to the first vector; the files were read before."""
+    """Print the time from the container's first process to the first vector, files in the page cache."""
     seconds = container.run_script("inside_start", network=False, environ={"PORT": str(free_port())})
     shown = ", ".join(f"{value:.2f}" for value in sorted(seconds[1:]))
     print(f"`gunicorn` to first vector in the container: {statistics.median(seconds[1:]):.2f} s (of {shown})")

@@ -22,7 +22,7 @@ ALONE = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "-"]
 def command(
     *inside: str, image: str = IMAGE, network: bool = True, environ: Mapping[str, str] | None = None
 ) -> list[str]:
-    """The command line that runs `inside`, or what the image itself runs, in a container of its own."""
+    """Return the command line that runs `inside`, or the image's own command, in a new container."""
     variables = [word for name, value in (environ or {}).items() for word in ("-e", f"{name}={value}")]
     if PROGRAM is None:
         docker = DOCKER if network else [word.replace("=host", "=none") for word in DOCKER]
@@ -42,7 +42,7 @@ def run_script(name: str, **options: Any) -> Any:
 
 
 def config() -> dict[str, Any]:
-    """The image's configuration: User, Env, Cmd, Labels, …"""
+    """Return the image's configuration: User, Env, Cmd, Labels, …"""
     if PROGRAM is None:
         shown = subprocess.run(["docker", "image", "inspect", IMAGE], stdout=subprocess.PIPE, check=True).stdout
         return dict(json.loads(shown)[0]["Config"])

@@ -54,7 +54,7 @@ def test_an_index_out_of_reach() -> None:
 
 
 def wheel(version: str) -> bytes:
-    """The bytes of a wheel with nothing in it."""
+    """Return the bytes of an empty wheel."""
     data = BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
         folder = f"torch-{version}.dist-info"

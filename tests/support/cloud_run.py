@@ -34,7 +34,7 @@ class CloudRun:
         self.never_ready = never_ready
 
     def __call__(self, *arguments: str) -> str:
-        """The output of `gcloud ARGUMENTS`. Raises Refused."""
+        """Return the output of `gcloud ARGUMENTS`. Raises Refused."""
         if arguments[:2] == ("auth", "print-identity-token"):
             return "token\n"
         parser = argparse.ArgumentParser()
@@ -111,7 +111,7 @@ class CloudRun:
         service["status"] = targets
 
     def image_at(self, name: str, url: str) -> tuple[str, str]:
-        """Revision and image that answer at a tag's URL; "" for both where nothing has the tag."""
+        """Return revision and image at a tag's URL; "" for both if nothing has the tag."""
         tag = url.removeprefix("https://").partition("---")[0]
         found = [target["revisionName"] for target in self.services[name]["status"] if target.get("tag") == tag]
         return (found[0], self.services[name]["images"][found[0]]) if found else ("", "")

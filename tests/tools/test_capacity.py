@@ -36,7 +36,7 @@ def scaling(*options: str) -> str:
 
 
 def table(text: str) -> list[list[str]]:
-    """The cells of every row that has a figure in its second cell."""
+    """Return the cells of every row with a figure in its second cell."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     return [row for row in rows if re.search(r"\d", row[1])]
 
@@ -48,7 +48,7 @@ def figure(cell: str) -> float:
 
 
 def close(expected: float) -> Any:
-    """As the page rounds: whole numbers from 100 on, two digits below."""
+    """Return the expected value with the page's rounding: whole numbers from 100 on, two digits below."""
     return pytest.approx(expected, abs=0.51 if expected >= 100 else 0.0051)
 
 

@@ -33,7 +33,7 @@ Pair = tuple[Tokenizer, tokenizers.Tokenizer]
 
 
 def xlm_roberta(*, normalizer: Any = None, lstrip: bool = False, rstrip: bool = False) -> tokenizers.Tokenizer:
-    """A small Unigram tokenizer; the options vary one thing each."""
+    """Write a small Unigram tokenizer; each option varies one thing."""
     names = ["▁", *"abcdefghijklmnopqrstuvwxyz", "▁a", "▁next", "next", "東", "京", "。", "\n"]
     vocabulary = [(name, 0.0) for name in SPECIALS[:5]] + [(name, -2.0 - len(name)) for name in names]
     tokenizer = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=False))
@@ -48,13 +48,13 @@ def xlm_roberta(*, normalizer: Any = None, lstrip: bool = False, rstrip: bool = 
 
 
 def collapsed_into_a_mark() -> Any:
-    """The normalizer that transformers makes of some SentencePiece models."""
+    """Return the normalizer that transformers makes for some SentencePiece models."""
     collapse = normalizers.Replace(tokenizers.Regex(" {2,}"), "▁")
     return normalizers.Sequence([normalizers.NFKC(), normalizers.Strip(left=False, right=True), collapse])
 
 
 def small_pairs() -> dict[str, Pair]:
-    """The app's tokenizer and the library's, by name."""
+    """Return the app's tokenizer and the library's, by name."""
     made = {
         "as the stand-in": xlm_roberta(),
         "<mask> takes the white space before it": xlm_roberta(lstrip=True),
@@ -108,7 +108,7 @@ def random_text(choice: random.Random) -> str:
 
 
 def book(white: str, characters: int) -> str:
-    """A text of sentences with this white space between paragraphs, and no other."""
+    """Return a text of sentences with only this white space between paragraphs."""
     choice = random.Random(white)
     text = ""
     while len(text) < characters:

@@ -205,7 +205,7 @@ def test_the_self_check_refuses_to_encode(tiny_model: Path) -> None:
 
 
 def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """A list that grows by one with every run of a model."""
+    """Return a list that grows by one with every run of a model."""
     runs: list[None] = []
     original = Session.compute
 

@@ -112,7 +112,7 @@ def load(folder: Path) -> ModelFolder:
 
 
 def paths(content: Any, before: Place = ()) -> Iterator[Place]:
-    """Every place in a JSON document."""
+    """Yield every place in a JSON document."""
     inside = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in inside:
         yield (*before, key)

@@ -149,7 +149,7 @@ def test_every_token(full_size_model: Path, full_size: tuple[AppTokenizer, AppTo
 
 
 def documents() -> Iterator[str]:
-    """Texts of people: what the packages here say of themselves, and every message catalogue of the machine."""
+    """Return texts of people: the metadata of installed packages and the machine's message catalogues."""
     for path in sorted(Path(build_unigram.__file__).parent.parent.glob("*.md")):
         yield path.read_text(encoding="utf-8")
     for path in sorted(Path(pytest.__file__).parent.parent.glob("*.dist-info/**/*")):

@@ -72,7 +72,7 @@ def measure(settings: Settings, manifest: Manifest, with_peers: bool) -> Result:
 
 
 def measured(peer: peers.Peer, settings: Settings, source: Path, texts: list[str], reference: Any) -> Result:
-    """One of the others, under the same load; a server of its own in each of three rounds."""
+    """Measure a peer under the same load, with a new server in each of three rounds."""
     print(f"{peer.name} …", file=sys.stderr, flush=True)
     peers.prepare(peer, source, settings.max_length)
     rounds: list[Result] = []

@@ -42,7 +42,7 @@ class Figures(NamedTuple):
 
 
 def settings() -> Settings:
-    """The settings of the environment, if there is a model and wrk."""
+    """Return the settings from the environment; exit if the model or wrk is missing."""
     found = Settings.from_env(os.environ)
     if shutil.which("wrk") is None:
         sys.exit("The measurements need wrk: apt-get install wrk")
@@ -95,18 +95,18 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def wrk(server: Target, bodies: Path, clients: int, seconds: float, path: str = "/embed") -> Figures:
-    """Each client sends its next request when it has the answer to the last; every request must succeed."""
+    """Run wrk: each client sends its next request after the response to the last; every request must succeed."""
     return _wrk(server, bodies, clients, seconds, {"BENCH_PATH": path})
 
 
 def wrk_paced(server: Target, bodies: Path, clients: int, seconds: float, pause_seconds: float) -> Figures:
-    """The same with a pause before each request, and 429 is an answer, too."""
+    """Run wrk with a pause before each request; 429 counts as a response."""
     return _wrk(server, bodies, clients, seconds, {"BENCH_PAUSE": str(pause_seconds * 1e3)})
 
 
 @contextmanager
 def wrk_behind(server: Target, bodies: Path, clients: int, seconds: float) -> Iterator[None]:
-    """The same while the block runs."""
+    """Run wrk while the block runs."""
     with ThreadPoolExecutor(1) as pool:
         load = pool.submit(wrk, server, bodies, clients, seconds)
         yield
@@ -127,12 +127,12 @@ def _wrk(server: Target, bodies: Path, clients: int, seconds: float, environ: di
 
 
 def percentiles(figures: Sequence[Figures]) -> dict[str, float]:
-    """Medians of rounds, in milliseconds."""
+    """Return the medians of the rounds, milliseconds."""
     return {name: statistics.median(getattr(item, name) for item in figures) for name in ("p50", "p95", "p99")}
 
 
 def pss_megabytes(pid: int) -> float:
-    """Proportional set size of a process and all its descendants: shared pages are counted once."""
+    """Return the proportional set size of a process and its descendants, MB: shared pages count once."""
     return sum(_pss_megabytes(member) for member in _tree(pid))
 
 

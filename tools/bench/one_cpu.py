@@ -38,7 +38,7 @@ class Measured(NamedTuple):
 
 
 def measure(settings: Settings, texts: list[str]) -> dict[str, Any] | None:
-    """Loads, the start and the memory, a new server in every round; None where wrk has no CPU of its own."""
+    """Measure loads, start and memory, with a new server in each round; None if wrk has no CPU of its own."""
     if cpu.available_cpus() < 2:
         return None
     rounds: dict[tuple[int, int], list[Measured]] = {}
@@ -70,7 +70,7 @@ def measure(settings: Settings, texts: list[str]) -> dict[str, Any] | None:
 
 
 def load_of(size: int, clients: int, measured: list[Measured]) -> dict[str, Any]:
-    """Medians of the rounds; milliseconds."""
+    """Return the medians of the rounds, milliseconds."""
     return {
         "texts": size,
         "clients": clients,
@@ -82,7 +82,7 @@ def load_of(size: int, clients: int, measured: list[Measured]) -> dict[str, Any]
 
 @contextmanager
 def one_cpu_server(settings: Settings) -> Iterator[Server]:
-    """A server on the first CPU while this process, and so wrk, is on the second."""
+    """Yield a server on the first CPU, while this process and wrk run on the second."""
     before = os.sched_getaffinity(0)
     first, second = sorted(before)[:2]
     try:
@@ -113,7 +113,7 @@ def seconds_of_pages(server: Server) -> float:
 
 
 def cpu_seconds(server: Server) -> float:
-    """User and system time of all its processes so far."""
+    """Return the user and system time of all the server's processes so far, seconds."""
     ticks = 0
     for pid in [server.process.pid, *server.workers()]:
         # Fields 14 and 15, counted after the name, which may hold spaces: man 5 proc_pid_stat
@@ -123,7 +123,7 @@ def cpu_seconds(server: Server) -> float:
 
 
 def cpu_seconds_when_idle(server: Server) -> float:
-    """The same, when what is left of the load is done."""
+    """Return that time after the rest of the load is done."""
     seconds = [cpu_seconds(server)]
 
     def idle() -> bool:

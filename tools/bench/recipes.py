@@ -220,7 +220,7 @@ def built(network: Network, folder: Path, source: str, scratch: Path) -> Iterato
 
 
 def export_plain(source: str, file: Path) -> None:
-    """As everybody exports BERT: a batch axis, a mask and token types; pooling is left to the caller."""
+    """Export BERT in the usual way: with a batch axis, a mask and token types, without pooling."""
     import torch
     from transformers import AutoModel
 
@@ -251,7 +251,7 @@ def export_plain(source: str, file: Path) -> None:
 
 
 def limited(form: Form, only: Form) -> Form:
-    """A form with nothing but what is in `only`, too."""
+    """Return the form with only those features that `only` has, too."""
     return replace(
         form,
         outliers=form.outliers if only.outliers else 0,
@@ -261,7 +261,7 @@ def limited(form: Form, only: Form) -> Form:
 
 
 def with_outliers_alone(linear: Linear, inputs: InputStatistics, outliers: int) -> QuantizedLinear:
-    """GPTQ and outlier channels; the only factors are 1 and, for the outliers, 0."""
+    """Quantize with GPTQ and outlier channels, without smoothing."""
     made = quantize_linear(linear, inputs, Form(outliers=outliers), 0, is_folded=True)
     if not outliers:
         return made
@@ -271,7 +271,7 @@ def with_outliers_alone(linear: Linear, inputs: InputStatistics, outliers: int) 
 
 
 def rounded_to_nearest(linear: Linear) -> QuantizedLinear:
-    """One scale for each output, half of the range: what quantize_dynamic does, too."""
+    """Quantize with one scale for each output in half of the range, as quantize_dynamic does."""
     scale = np.maximum(np.abs(linear.weight).max(0), 1e-12) / REDUCED
     codes = np.round(linear.weight / scale).astype(np.int8)
     none = np.zeros(0, np.int64)
@@ -279,7 +279,7 @@ def rounded_to_nearest(linear: Linear) -> QuantizedLinear:
 
 
 def chosen_file(folder: Path, scratch: Path) -> Path:
-    """FOLDER/model_int8.onnx, or one that the default search makes elsewhere."""
+    """Return FOLDER/model_int8.onnx, or one that the default search makes in another folder."""
     if (folder / INT8).is_file():
         return folder / INT8
     out = scratch / "default"
@@ -329,7 +329,7 @@ def changed(
     gone: Collection[str] = (),
     tensors: Mapping[str, NDArray[Any]] | None = None,
 ) -> onnx.ModelProto:
-    """A copy with nodes, by name, replaced or left out; tensors that nothing uses any more are left out, too."""
+    """Return a copy with nodes, by name, replaced or removed; unused tensors are removed, too."""
     nodes: list[NodeProto] = []
     for node in model.graph.node:
         if node.name in new:
@@ -387,7 +387,7 @@ def with_skip_norm(model: onnx.ModelProto, layers: list[str]) -> onnx.ModelProto
 
 
 def with_static_scales(model: onnx.ModelProto, ids: list[Ids]) -> onnx.ModelProto:
-    """Activations are quantized from the least to the largest value of the calibration texts."""
+    """Return a copy with static scales of activations: the range of their values on the calibration texts."""
     products = [node for node in model.graph.node if node.op_type == "DynamicQuantizeMatMul"]
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
@@ -414,7 +414,7 @@ def with_static_scales(model: onnx.ModelProto, ids: list[Ids]) -> onnx.ModelProt
 
 
 def with_weights_in_blocks(model: onnx.ModelProto, network: Network) -> onnx.ModelProto:
-    """Weights in INT8 with a scale for each block of 32 inputs; given the graph with all layers in FP32."""
+    """Return a copy with INT8 weights and a scale for each block of 32 inputs, from the graph in FP32."""
     new: dict[str, list[NodeProto]] = {}
     tensors: dict[str, NDArray[Any]] = {}
     for name, linear in network.linears.items():
@@ -440,7 +440,7 @@ def with_table_in_blocks(model: onnx.ModelProto, words: Floats, bits: int, block
 
 
 def in_blocks(rows: Floats, bits: int, block: int) -> tuple[NDArray[np.uint8], Floats]:
-    """(n, size) -> codes (n, size) around 2^(bits-1), and a scale for each block of a row, (n, size / block)."""
+    """Return codes (n, size) around 2^(bits-1), and a scale for each block of a row, (n, size / block)."""
     middle = 2 ** (bits - 1)
     parts = rows.reshape(len(rows), -1, block)
     scale: Floats = np.maximum(np.abs(parts).max(2), 1e-12) / (middle - 1)
@@ -449,13 +449,13 @@ def in_blocks(rows: Floats, bits: int, block: int) -> tuple[NDArray[np.uint8], F
 
 
 def saved(model: onnx.ModelProto, file: Path) -> Path:
-    """As build.quantize writes it: large tensors beside the graph, memory-mapped."""
+    """Save a model as build.quantize does, with large tensors in a file beside the graph; return its path."""
     onnx.save_model(model, file, save_as_external_data=True, location=f"{file.name}.data", size_threshold=1024)
     return file
 
 
 def packed_sizes(model_files: list[Path]) -> list[tuple[int, int]]:
-    """(bytes, bytes as zlib packs them) of each model, graph and tensors; each tensor packed by itself."""
+    """Return (bytes, bytes packed by zlib) of each model; each tensor is packed by itself."""
     known: dict[bytes, int] = {}
 
     def size(content: bytes) -> int:
@@ -482,7 +482,7 @@ def packed_sizes(model_files: list[Path]) -> list[tuple[int, int]]:
 def timed(
     recipes: list[Recipe], pooling: str, ids: list[Ids], scratch: Path, environ: Mapping[str, str] | None
 ) -> list[float]:
-    """Each recipe's speed over that of the first, the median of all rounds of all processes."""
+    """Return each recipe's speed relative to the first, median of all rounds of all processes."""
     wait_until_quiet()
     rounds: list[list[float]] = []
     for seed in range(PROCESSES):
@@ -515,7 +515,7 @@ class Job(NamedTuple):
 
 
 def started(job: Job, ids: list[Ids], scratch: Path, environ: Mapping[str, str] | None) -> Path:
-    """Have a job done; returns the folder with what came out. environ: of tools.older_cpu, for an older CPU."""
+    """Run a job in a worker process and return the folder of its results. environ: that of tools.older_cpu."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     np.savez(folder / "ids.npz", *ids)
@@ -525,7 +525,7 @@ def started(job: Job, ids: list[Ids], scratch: Path, environ: Mapping[str, str] 
 
 
 def wait_until_quiet() -> None:
-    """Others' work would be measured, too."""
+    """Wait until the machine is quiet: other work would be measured, too."""
     give_up = time.monotonic() + QUIET_SECONDS
     while os.getloadavg()[0] >= QUIET_LOAD and time.monotonic() < give_up:
         time.sleep(2)
@@ -549,7 +549,7 @@ def work(folder: Path) -> None:
 
 
 def opened(file: Path, plain: bool, pooling: str) -> Callable[[Ids], Floats]:
-    """A model in one thread, as the server opens it: ids -> vector."""
+    """Open a model with one thread, as the server does; return ids -> vector."""
     session = ort.InferenceSession(str(file), session_options(), providers=["CPUExecutionProvider"])
 
     def one(ids: Ids) -> Floats:
@@ -578,7 +578,7 @@ def session_options() -> ort.SessionOptions:
 
 
 def relative_speeds(runs: Mapping[int, Callable[[Ids], Floats]], ids: list[Ids]) -> list[list[float]]:
-    """Each one's speed over that of number 0, round by round, every other round backwards."""
+    """Return each speed relative to number 0, round by round, every other round in reverse order."""
     rounds = []
     for number in range(ROUNDS + 1):
         seconds = {}

@@ -36,7 +36,7 @@ Result = dict[str, Any]
 
 
 def compare(settings: Settings, texts: list[str], engines: Mapping[str, Encode]) -> dict[str, Result]:
-    """Bare engines and the server in alternation, since machines are noisy; medians of ROUNDS."""
+    """Measure bare engines and the server in alternation, since machines are noisy; return medians of ROUNDS."""
     rates: Rates = {}
 
     def note(name: str, value: float) -> None:
@@ -69,7 +69,7 @@ def compare(settings: Settings, texts: list[str], engines: Mapping[str, Encode])
 
 
 def latencies(settings: Settings, texts: list[str], encoder: Encoder) -> Result:
-    """By the number of clients, and by the length of texts with one client."""
+    """Measure latency by the number of clients, and by the length of texts with one client."""
     of_clients: dict[int, list[load.Figures]] = {}
     of_lengths: dict[str, list[load.Figures]] = {}
     some = by_length(texts, encoder)
@@ -107,7 +107,7 @@ def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def by_length(texts: list[str], encoder: Encoder) -> dict[str, list[str]]:
-    """The texts of each of LENGTHS; where there is none, all of them joined, cut by the server."""
+    """Return the texts of each of LENGTHS; without any, all texts joined, which the server truncates."""
     counts = encoder.encode(texts).tokens
     joined = [" ".join(texts)[: 8 * encoder.max_length]]
     return {
@@ -117,7 +117,7 @@ def by_length(texts: list[str], encoder: Encoder) -> dict[str, list[str]]:
 
 
 def fairness(settings: Settings, texts: list[str], encoder: Encoder) -> Result:
-    """A client with short texts, alone and beside two that keep posting batches of 64 long paragraphs."""
+    """Measure a client with short texts, alone and beside two clients that post batches of 64 long paragraphs."""
     some = by_length(texts, encoder)
     short, paragraphs = some["sentence"], some["paragraph"]
     paragraphs = (paragraphs * (1 + LARGE_BATCH // len(paragraphs)))[:LARGE_BATCH]
@@ -140,7 +140,7 @@ def fairness(settings: Settings, texts: list[str], encoder: Encoder) -> Result:
 
 
 def overload(settings: Settings, texts: list[str]) -> Result:
-    """OVERLOAD times the requests that can be answered, of clients that ask again whatever they got."""
+    """Measure OVERLOAD times the capacity, from clients that send again after any response."""
     rounds: list[dict[str, float]] = []
     answered_ms: list[float] = []
     refused_ms: list[float] = []
@@ -206,7 +206,7 @@ class Probe:
 
 
 def start_and_memory(settings: Settings) -> Result:
-    """Seconds from exec to the first vector, and proportional set size after some work."""
+    """Measure the seconds from exec to the first vector, and the proportional set size after some work."""
     seconds, memory = [], {}
     for workers in (1, 2, 1, 2, 1):
         start = time.perf_counter()

@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def soak(server: Server, settings: Settings, seconds: float) -> float:
-    """The growth of the workers' resident set from after the warm-up to the end, as a share."""
+    """Return the growth of the workers' resident set from the warm-up to the end, as a share."""
     samples: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         bodies = load.write_bodies(folder, random_texts(settings), 1)
@@ -57,7 +57,7 @@ def soak(server: Server, settings: Settings, seconds: float) -> float:
 
 
 def random_texts(settings: Settings) -> list[str]:
-    """Parts of build/texts/, joined, with so many tokens as they may have: each number equally often."""
+    """Return texts of 1 to MAX_LENGTH tokens from build/texts/, each length equally often."""
     encoder = engine.load(settings, settings.model_path.name)
     mixed = " ".join(load.mixed_texts())
     tokens_per_character = encoder.encode([mixed]).tokens[0] / len(mixed)
@@ -71,7 +71,7 @@ def random_texts(settings: Settings) -> list[str]:
 
 
 def resident_megabytes(server: Server) -> float:
-    """RSS of the workers."""
+    """Return the resident set of the workers, bytes."""
     pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in server.workers())
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 

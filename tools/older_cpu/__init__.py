@@ -27,7 +27,7 @@ class Unavailable(Exception):
 
 
 def environment() -> dict[str, str]:
-    """os.environ for a process in which `import onnxruntime` finds the older CPU."""
+    """Return os.environ for a process in which `import onnxruntime` finds the older CPU."""
     folder = _prepared()
     first = {"PYTHONPATH": folder / "site", "LD_PRELOAD": folder / "older_cpu.so"}
     return {**os.environ, **{name: _before(path, os.environ.get(name)) for name, path in first.items()}}
@@ -38,7 +38,7 @@ def _before(path: Path, paths: str | None) -> str:
 
 
 def _prepared() -> Path:
-    """The folder of what is needed, made on the first call."""
+    """Return the folder of the patched library, made at the first call."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise Unavailable("An older CPU can be imitated on x86-64 Linux only.")
     package = _package()
@@ -71,7 +71,7 @@ def _prepared() -> Path:
 
 
 def _package() -> Path:
-    """The installed onnxruntime, also where this runs on the older CPU already: its copy consists of symlinks."""
+    """Return the folder of the installed onnxruntime, also from its copy, which consists of symlinks."""
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None or spec.origin is None:
         raise Unavailable("An older CPU can't be imitated without onnxruntime, which is not installed.")

@@ -81,19 +81,19 @@ class Peer:
         return {name.partition("[")[0]: version for name, version in pins}
 
     def body(self, source: Path, texts: Sequence[str]) -> bytes:
-        """The request for the vectors of these texts."""
+        """Return the request for the vectors of these texts."""
         prompt = "" if self.prompts else models.default_prompt(source)
         return orjson.dumps({self.field: [prompt + text for text in texts]})
 
 
 def _flask(peer: "Peer", model: Path, port: int, threads: int) -> list[str]:
-    """serve.py behind Gunicorn: one process, as many requests at a time as CPUs, each computed by its own thread."""
+    """Return the command of serve.py behind Gunicorn: one process, one request thread per CPU."""
     command = [_bin(peer, "gunicorn"), "serve:app", "--bind", f"127.0.0.1:{port}", "--no-control-socket"]
     return [*command, "--worker-class", "gthread", "--workers", "1", "--threads", str(threads), "--timeout", "120"]
 
 
 def _infinity(peer: "Peer", model: Path, port: int, threads: int) -> list[str]:
-    """Its own server. It has no setting for threads: ONNX Runtime takes one per core."""
+    """Return the command of the peer's own server. It has no setting for threads: ONNX Runtime takes one per core."""
     command = [_bin(peer, "infinity_emb"), "v2", "--model-id", str(model), "--engine", "optimum", "--device", "cpu"]
     command += ["--pooling-method", models.pooling(model), "--batch-size", str(peer.batch_size)]
     command += ["--onnx-disable-optimize", "--log-level", "warning"]
@@ -166,7 +166,7 @@ def prepare(peer: Peer, source: Path, max_length: int = MAX_LENGTH) -> None:
 
 @contextmanager
 def serve(peer: Peer, source: Path, threads: int) -> Iterator[Running]:
-    """A prepared peer on a free port, which computes on this many CPUs; it is stopped at the end.
+    """Yield a prepared peer on a free port, with this many CPUs; it is stopped at the end.
 
     Raises:
         PeerError: it gives no vector within START_SECONDS.
@@ -209,7 +209,7 @@ def serve(peer: Peer, source: Path, threads: int) -> Iterator[Running]:
 
 
 def vectors(server: Running, texts: Sequence[str]) -> NDArray[np.float32]:
-    """(n, dim) float32 of these texts, sent in one request.
+    """Return the vectors of these texts, (n, dim) float32, from one request.
 
     Raises:
         requests.RequestException: it gave no answer, or an error.
@@ -225,7 +225,7 @@ def vectors(server: Running, texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 def accuracy(server: Running, texts: Sequence[str], reference: NDArray[np.float32], size: int = 1) -> dict[str, float]:
-    """mean and min cosine to the reference, (n, dim), of these texts' vectors, sent in requests of `size` texts."""
+    """Return mean and minimum cosine to the reference, (n, dim), with `size` texts a request."""
     sent = (texts[start : start + size] for start in range(0, len(texts), size))
     near = cosines(np.concatenate([vectors(server, request) for request in sent]), reference)
     return {"mean": float(near.mean()), "min": float(near.min())}
@@ -279,7 +279,7 @@ def _run(command: list[str], seconds: float, environ: Mapping[str, str] | None =
 
 
 def _end_with_parent() -> None:
-    """In the child: be terminated when the bench dies, however it dies."""
+    """Let the kernel terminate this child process when the bench dies."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

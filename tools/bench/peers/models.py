@@ -50,7 +50,7 @@ def write(out: Path, source: Path, max_length: int, export: Export | None) -> No
 
 
 def quantization() -> str:
-    """The configuration that sentence-transformers has for this CPU."""
+    """Return the name of sentence-transformers' quantization configuration for this CPU."""
     features = cpu.features()
     if features["architecture"] in ("aarch64", "arm64"):
         return "arm64"
@@ -67,7 +67,7 @@ def default_prompt(folder: Path) -> str:
 
 
 def pooling(folder: Path) -> str:
-    """mean or cls."""
+    """Return the pooling, mean or cls."""
     return "cls" if _json(folder / "1_Pooling/config.json").get("pooling_mode_cls_token") else "mean"
 
 
@@ -110,7 +110,7 @@ def _classic_pooling(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_onnx_only(out: Path, classic: Path, max_length: int) -> None:
-    """A folder without other weights. Infinity's ONNX engine cuts texts at max_position_embeddings and nowhere else."""
+    """Write a folder without other weights. Infinity's ONNX engine truncates texts at max_position_embeddings only."""
     shutil.copytree(classic, out, ignore=shutil.ignore_patterns("*.safetensors", "*.bin", "*.onnx", STAMP))
     config = _json(classic / "config.json")
     _write(out / "config.json", {**config, "max_position_embeddings": max_length})
@@ -118,7 +118,7 @@ def _write_onnx_only(out: Path, classic: Path, max_length: int) -> None:
 
 
 def _link(file: Path, folder: Path) -> None:
-    """The same file once more, without its size where the file system can."""
+    """Link or copy a file; a link uses no space."""
     folder.mkdir(exist_ok=True)
     try:
         os.link(file.resolve(), folder / file.name)
