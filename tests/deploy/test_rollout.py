@@ -137,7 +137,7 @@ class Run:
 
 
 def test_one(rollout: ModuleType) -> None:
-    """Asked by its own URL, then all the traffic; the tag goes, somebody's own stays."""
+    """A new revision is checked at its own URL, then gets all traffic; its tag is removed, other tags stay."""
     world = World()
     run = Run(rollout, world, "good", NEWER).step()
     assert run.outcome == "served"

@@ -4,7 +4,7 @@ What it follows: a revision's name is in the template, and is taken once; `repla
 place of what was there, whoever wrote that; `update-traffic` changes what is there; each change makes a new
 generation; a target that is not ready leaves status.traffic as it was, and the command fails.
 
-As a program (tests/deploy/test_deploy.py puts it into PATH as gcloud) it keeps its state in the file that
+As a program (tests/support/pipeline.py puts it into PATH as gcloud) it keeps its state in the file that
 CLOUD_RUN names.
 """
 
