@@ -1,4 +1,4 @@
-"""deploy/rollout.py against a stand-in for Cloud Run: two at once, cut off, killed and failing at every call."""
+"""deploy/rollout.py with a stand-in for Cloud Run: two at once, interrupted, killed, and failing at every call."""
 
 import importlib.util
 import itertools
@@ -23,7 +23,7 @@ OLD, OLDER, NEWER = f"{SERVICE}-20261126-080000-0001", "20261127-080000", "20261
 
 @pytest.fixture(scope="module")
 def rollout() -> Iterator[ModuleType]:
-    """deploy/rollout.py, which finds its neighbour as a program does: in its own folder."""
+    """The module deploy/rollout.py, imported with its own folder in the path."""
     sys.path.insert(0, str(ROOT / "deploy"))
     spec = importlib.util.spec_from_file_location("rollout", ROOT / "deploy/rollout.py")
     assert spec and spec.loader
@@ -34,11 +34,11 @@ def rollout() -> Iterator[ModuleType]:
 
 
 class Killed(BaseException):
-    """As kill -9: nothing more is done, not even what cleans up."""
+    """Ends a deployment like kill -9: nothing runs after it, not even cleaning up."""
 
 
 class World:
-    """A Cloud Run that serves OLD, or nothing yet, and what was asked of it and passed."""
+    """A Cloud Run that serves OLD, or nothing yet, with the checks that were made and their results."""
 
     def __init__(self, first: bool = False, never_ready: tuple[str, ...] = ()) -> None:
         self.cloud = CloudRun(never_ready=never_ready)
@@ -97,7 +97,7 @@ class Run:
         self.succeeded = serves and self.outcome == "served"
 
     def pause(self, call: str) -> bool:
-        """Wait; then whether this call fails."""
+        """Wait for the next step, then return whether this call fails."""
         self.calls.append(call)
         if self.greenlet.parent is not None:
             self.greenlet.parent.switch()
@@ -154,7 +154,7 @@ def test_one(rollout: ModuleType) -> None:
 
 @pytest.mark.parametrize("first", [False, True])
 def test_one_that_does_not_pass(rollout: ModuleType, first: bool) -> None:
-    """It gets nothing; what served goes on, and only a first one serves unchecked, which is said."""
+    """An image that fails its check gets no traffic; only a first revision serves unchecked, and the message says so."""
     world = World(first)
     run = Run(rollout, world, "bad", NEWER).step()
     assert run.outcome == f"{run.rollout.revision} did not pass."
@@ -178,7 +178,7 @@ def test_one_that_never_gets_ready(rollout: ModuleType, first: bool) -> None:
 
 
 def test_an_older_build_does_not_replace_a_newer_one(rollout: ModuleType) -> None:
-    """Nothing is changed at all: not even a revision is made."""
+    """An older build changes nothing: it makes no revision."""
     world = World()
     Run(rollout, world, "new", NEWER).step()
     before = json.dumps(world.cloud.services)
@@ -189,7 +189,7 @@ def test_an_older_build_does_not_replace_a_newer_one(rollout: ModuleType) -> Non
 
 
 def test_a_service_of_a_similar_name(rollout: ModuleType) -> None:
-    """Its traffic is its own."""
+    """The traffic of another service stays."""
     world = World()
     world.cloud.services = {f"{SERVICE}-2": world.cloud.services[SERVICE]}
     other = json.dumps(world.cloud.services[f"{SERVICE}-2"])
@@ -198,7 +198,7 @@ def test_a_service_of_a_similar_name(rollout: ModuleType) -> None:
 
 
 def test_gcloud_knows_what_is_run_and_what_is_said(rollout: ModuleType) -> None:
-    """Every command that a deployment runs when others are in its way, and every one that it tells people to run."""
+    """gcloud has every command that a deployment runs beside another one, and every one that its messages recommend."""
     world = World()
     runs = [Run(rollout, world, "bad a", OLDER), Run(rollout, world, "b", NEWER)]
     runs[0].step(3)
@@ -232,7 +232,7 @@ def outcome_of(world: World, runs: list[Run], images: list[str]) -> None:
 @pytest.mark.parametrize(("older", "newer"), [*itertools.product(IMAGES, IMAGES)])
 @pytest.mark.parametrize("swapped", [False, True])
 def test_two_at_once(rollout: ModuleType, older: str, newer: str, swapped: bool) -> None:
-    """Each goes any number of steps before the other one goes on: in the end the newest that passes serves."""
+    """Two deployments, interleaved at any step: in the end the newest image that passes serves."""
     for here, there in itertools.product(range(CALLS), range(CALLS)):
         world = World(never_ready=("dead a", "dead b"))
         runs = [Run(rollout, world, f"{older} a", OLDER), Run(rollout, world, f"{newer} b", NEWER)]
@@ -245,7 +245,7 @@ def test_two_at_once(rollout: ModuleType, older: str, newer: str, swapped: bool)
 
 
 def test_two_at_once_step_by_step(rollout: ModuleType) -> None:
-    """The same, changing between them at random."""
+    """Two deployments, interleaved at random: in the end the newest image that passes serves."""
     for seed in range(500):
         chance = random.Random(seed)
         world = World(never_ready=("dead a", "dead b"))
@@ -260,7 +260,7 @@ def test_two_at_once_step_by_step(rollout: ModuleType) -> None:
 
 @pytest.mark.parametrize(("older", "newer"), [("good a", "good b"), ("bad a", "good b"), ("good a", "bad b")])
 def test_two_at_once_where_nothing_served(rollout: ModuleType, older: str, newer: str) -> None:
-    """A first revision serves before it is asked; what is said is true, and a good newest one serves in the end."""
+    """A first revision serves before its check; the messages are true, and the newest good image serves in the end."""
     for here, there in itertools.product(range(CALLS), range(CALLS)):
         world = World(first=True)
         runs = [Run(rollout, world, older, OLDER), Run(rollout, world, newer, NEWER)]
@@ -276,7 +276,7 @@ def test_two_at_once_where_nothing_served(rollout: ModuleType, older: str, newer
 @pytest.mark.parametrize("image", ["a", "bad a"])
 @pytest.mark.parametrize("at", range(CALLS))
 def test_killed_at_every_call(rollout: ModuleType, image: str, at: int) -> None:
-    """Nothing unchecked serves, and the next deployment clears up."""
+    """After a killed deployment nothing unchecked serves, and the next deployment removes its remains."""
     world = World()
     run = Run(rollout, world, image, OLDER)
     run.kill_at = at
@@ -301,7 +301,7 @@ def test_failing_at_every_call(rollout: ModuleType, image: str, at: int) -> None
 
 @pytest.mark.parametrize("at", range(CALLS))
 def test_killed_beside_another(rollout: ModuleType, at: int) -> None:
-    """One dies at any call while another is at any of its own: never anything unchecked."""
+    """One deployment is killed at any call while another is at any of its own: nothing unchecked ever serves."""
     for there in range(CALLS):
         for killed, alive in [(OLDER, NEWER), (NEWER, OLDER)]:
             world = World()

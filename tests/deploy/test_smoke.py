@@ -1,4 +1,4 @@
-"""deploy/smoke.py against a real server, good and altered, and against some that are none."""
+"""deploy/smoke.py against a real server, against altered responses, and against URLs without this server."""
 
 import runpy
 import subprocess
@@ -44,7 +44,7 @@ def smoke(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_smoke(server: Server) -> None:
-    """A good server passes: a line for each check that says what was seen."""
+    """A good server passes, with a line for each check and its result."""
     run = smoke(server.url)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
@@ -55,7 +55,7 @@ def test_smoke(server: Server) -> None:
 
 
 def test_smoke_with_a_key(start: Callable[..., Server], tiny_model: Path) -> None:
-    """A server with keys wants one, beside which Cloud Run's token has a header of its own."""
+    """For a server with keys, the key is sent, and Cloud Run's token in another header."""
     server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, API_KEY="one,two").wait_until_ready()
     assert "401" in smoke(server.url, SMOKE_TOKEN="token").stderr
     assert smoke(server.url, SMOKE_TOKEN="token", SMOKE_API_KEY="two").returncode == 0
@@ -104,7 +104,7 @@ def test_smoke_takes_the_stand_in_where_that_is_said(server: Server) -> None:
 
 
 def test_smoke_gives_up(server: Server) -> None:
-    """Nobody there, or a private service: it says so after its time."""
+    """A closed port and a private service fail with the reason when the time is up."""
     run = smoke(f"http://127.0.0.1:{free_port()}", "--timeout", "0.5")
     assert run.returncode == 1
     assert "/readyz did not answer 200 within 0.5 s; last: <urlopen error" in run.stderr
@@ -119,7 +119,7 @@ def test_smoke_gives_up(server: Server) -> None:
 def test_smoke_waits_for_a_permission_but_not_long(
     server: Server, monkeypatch: pytest.MonkeyPatch, denials: int, passes: bool
 ) -> None:
-    """One that was just granted arrives in seconds; without one, the time for a slow start is not waited for."""
+    """A new permission is waited for, but only for seconds: a missing one does not use the time of a slow start."""
     names = SMOKE["ready"].__globals__
     monkeypatch.setitem(names, "RETRY_SECONDS", 0.01)
     monkeypatch.setitem(names, "DENIED_SECONDS", 10 if passes else 0.1)
@@ -143,7 +143,7 @@ def test_smoke_waits_for_a_permission_but_not_long(
 
 @pytest.mark.parametrize(("failures", "passes"), [(2, True), (3, False)])
 def test_smoke_bears_an_instance_that_starts(server: Server, failures: int, passes: bool) -> None:
-    """Two answers of 503 are tried again, a third is not."""
+    """503 is tried again twice."""
     asked: list[str] = []
 
     def change(path: str, answer: Any) -> tuple[int, Any]:
@@ -158,7 +158,7 @@ def test_smoke_bears_an_instance_that_starts(server: Server, failures: int, pass
 
 
 def test_smoke_follows_no_redirect(server: Server) -> None:
-    """Else the token would go to whatever host the answer names."""
+    """A redirect is not followed: the token would go to another host."""
     seen: list[str] = []
 
     def elsewhere(request: BaseHTTPRequestHandler) -> None:
@@ -181,7 +181,7 @@ def test_smoke_follows_no_redirect(server: Server) -> None:
 
 
 def test_smoke_does_not_wait_for_a_server_that_drips(server: Server) -> None:
-    """A byte now and then keeps every read from timing out: the whole has a limit of its own."""
+    """A server that sends a byte now and then fails when the limit of all checks is reached."""
 
     def drip(request: BaseHTTPRequestHandler) -> None:
         request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
