@@ -36,7 +36,7 @@ VARIES = {"speed.json"}
 
 
 def test_what_a_build_leaves(tiny_model: Path) -> None:
-    """The documented files, nothing half-made beside them; the manifest knows the model."""
+    """A build leaves the documented files and nothing unfinished; the manifest describes the model."""
     assert FILES <= {path.name for path in tiny_model.iterdir()} <= {*FILES, "model_int8.onnx.data"}
     manifest = json.loads((tiny_model / "manifest.json").read_text())
     assert (manifest["model"], manifest["revision"], manifest["stand_in"]) == ("tiny", None, False)
@@ -58,7 +58,7 @@ def test_the_report_covers_every_group_and_length(tiny_model: Path) -> None:
 
 
 def test_the_speed_is_in_a_file_of_its_own(tiny_model: Path) -> None:
-    """speed.json: texts a second, their ratio, and the CPU that they were measured on."""
+    """speed.json has texts per second, their ratio, and the CPU of the measurement."""
     speed = json.loads((tiny_model / "speed.json").read_text())
     assert speed["int8_over_fp32"] == pytest.approx(
         speed["int8_texts_per_second"] / speed["fp32_texts_per_second"], abs=0.02
@@ -67,7 +67,7 @@ def test_the_speed_is_in_a_file_of_its_own(tiny_model: Path) -> None:
 
 
 def test_the_same_build_twice_gives_the_same_bytes(tiny_source: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """In another process and another folder; of all files only speed.json tells when and where it was made."""
+    """The same build in another process and folder gives the same bytes, except for speed.json."""
     assert main(["--model", str(tiny_source), "--out", str(tmp_path)]) == 0
     digests = [
         {path.relative_to(out): sha256(path) for path in out.rglob("*") if path.is_file() and path.name not in VARIES}
@@ -88,7 +88,7 @@ def test_the_same_build_twice_gives_the_same_bytes(tiny_source: Path, tiny_model
     ],
 )
 def test_the_gate(tiny_model: Path, part: str, figure: str, limit: float, good: float, bad: float) -> None:
-    """Each figure has a sentence of its own that names the limit; good and bad are from there. A NaN is bad."""
+    """Each figure below its limit gives one sentence with the limit; NaN fails."""
     report = json.loads((tiny_model / "report.json").read_text())
     for value in (limit + bad, float("nan")):
         report[part][figure] = value
@@ -106,7 +106,7 @@ def test_the_gate_of_what_is_true_or_false(tiny_model: Path, part: str | None, f
 
 
 def test_the_manifest_tells_how_the_int8_file_was_made(tiny_model: Path) -> None:
-    """recipe and calibration_sha256 are what the INT8 file's own metadata say."""
+    """recipe and calibration_sha256 in the manifest are those of the INT8 file's metadata."""
     int8 = onnx.load(tiny_model / "model_int8.onnx", load_external_data=False)
     metadata = {item.key: item.value for item in int8.metadata_props}
     manifest = ModelFolder.load(tiny_model, Path("model_int8.onnx"), Path("tokenizer")).manifest
@@ -115,7 +115,7 @@ def test_the_manifest_tells_how_the_int8_file_was_made(tiny_model: Path) -> None
 
 
 def test_a_manifest_of_an_earlier_version(tiny_model: Path, tmp_path: Path) -> None:
-    """The server says which format it reads and what to do."""
+    """A manifest of another format is refused with the format that the server reads and what to do."""
     out = shutil.copytree(tiny_model, tmp_path / "model")
     manifest = json.loads((out / "manifest.json").read_text())
     assert "created" not in manifest
@@ -125,7 +125,7 @@ def test_a_manifest_of_an_earlier_version(tiny_model: Path, tmp_path: Path) -> N
 
 
 def test_the_graph_takes_one_text(tiny_model: Path) -> None:
-    """input_ids (seq,) in, embedding (32,) out, in both files; the tokenizer neither pads nor cuts."""
+    """Both files take input_ids (seq,) and return embedding (32,); the tokenizer neither pads nor truncates."""
     for name in ("model_fp32.onnx", "model_int8.onnx"):
         graph = onnx.load(tiny_model / name, load_external_data=False).graph
         assert [(item.name, len(item.type.tensor_type.shape.dim)) for item in graph.input] == [("input_ids", 1)]
@@ -141,7 +141,7 @@ def test_the_graph_takes_one_text(tiny_model: Path) -> None:
     [{"pooling": "cls"}, {"normalize": True}, {"default_prompt_name": "query"}, {"pooling": "cls", "normalize": True}],
 )
 def test_supported_variants(tmp_path: Path, variant: dict[str, Any]) -> None:
-    """CLS pooling, Normalize and a default prompt are carried over: FP32 equals the original."""
+    """With CLS pooling, Normalize or a default prompt, FP32 equals the original."""
     folder = tiny.write(tmp_path / "source", **variant)
     model = export_onnx.load(folder)
     out = tmp_path / "model"
@@ -168,7 +168,7 @@ def test_supported_variants(tmp_path: Path, variant: dict[str, Any]) -> None:
 def test_unsupported_models_are_refused_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], variant: dict[str, Any], message: str
 ) -> None:
-    """Exit code 1, the reason, and nothing written."""
+    """An unsupported model gives exit code 1 and the reason, and nothing is written."""
     folder = tiny.write(tmp_path / "source", **variant)
     assert main(["--model", str(folder), "--out", str(tmp_path / "model")]) == 1
     assert f"error: {message}" in capsys.readouterr().err
@@ -251,14 +251,14 @@ def test_a_step_that_cannot_start_leaves_the_seal(tiny_model: Path, tmp_path: Pa
 
 
 def test_two_builds_at_once(tiny_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second one says that another is at work."""
+    """A second build in the same folder is refused."""
     with files.locked(tmp_path / "model"):
         assert main(["--model", str(tiny_source), "--out", str(tmp_path / "model")]) == 1
     assert "Another build is at work in" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written(tiny_source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line, no stack trace."""
+    """A folder that cannot be written gives one line of error."""
     assert main(["--model", str(tiny_source), "--out", "/proc/model"]) == 1
     assert capsys.readouterr().err.startswith("error: ")
 
@@ -271,7 +271,7 @@ def test_a_step_alone_breaks_the_seal(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_that_falls_short(tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason, a report that shows it, and no manifest."""
+    """A model below the gate gives the reason and a report, but no manifest."""
     out = tmp_path / "model"
     model = export_onnx.load(tiny_source)
     facts = export_onnx.export(model, out)
@@ -286,7 +286,7 @@ def test_a_model_that_falls_short(tiny_source: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_wrong_graph_falls_short(tiny_source: Path, tmp_path: Path) -> None:
-    """A graph with another pooling than the model's is found out."""
+    """A graph with another pooling than the model's fails the gate."""
     out = tmp_path / "model"
     model = export_onnx.load(tiny_source)
     model[1].pooling_mode = "cls"
@@ -299,7 +299,7 @@ def test_a_wrong_graph_falls_short(tiny_source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("last", ["manifest.json", "model_fp32.onnx", "model_int8.onnx"])
 def test_a_killed_build_is_not_served(tiny_model: Path, tmp_path: Path, last: str) -> None:
-    """Killed after any of its steps, a rebuild leaves a folder that the server refuses; the next build mends it."""
+    """A build killed after any step leaves a folder that the server refuses; the next build completes it."""
     out = shutil.copytree(tiny_model, tmp_path / "model")
     other = tiny.write(tmp_path / "other", pooling="cls")
     command = [sys.executable, "-m", "build", "--model", str(other), "--out", str(out)]
@@ -324,7 +324,7 @@ def test_pairwise_difference_is_of_similarities() -> None:
 
 
 def test_translation_accuracy_is_of_both_directions() -> None:
-    """By cosine, not by length: 3 of 3 rows find their translation one way, 2 of 3 the other."""
+    """Translations are found by cosine, not by length; the accuracy is the mean of both directions."""
     a = np.array([[1, 0], [0, 1], [3, 4]], np.float32)
     assert similarity.translation_accuracy(a, 7 * a) == 1
     assert similarity.translation_accuracy(a, a[::-1]) == pytest.approx(1 / 3)
@@ -352,7 +352,7 @@ def step(name: str, *arguments: str, check: bool = True) -> subprocess.Completed
 def test_the_proof_refuses_texts_that_quantization_may_have_seen(
     tiny_source: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Texts that came since would move others from one half to the other."""
+    """Verification refuses a file that was quantized with other texts: the halves would differ."""
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(verify, "calibration_sha256", lambda: "of other texts")
     model = export_onnx.load(tiny_source)

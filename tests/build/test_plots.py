@@ -1,4 +1,4 @@
-"""The report's pictures: real files, the same bytes from the same vectors, and no input that breaks them."""
+"""Plots of the report: valid files, the same bytes from the same vectors, and no input that breaks them."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def check(written: dict[str, bytes]) -> None:
 
 
 def test_the_same_vectors_give_the_same_bytes(tmp_path: Path) -> None:
-    """Under other settings of matplotlib's, which are as before afterwards, and in a process without a home.
+    """The same vectors give the same bytes, also with other matplotlib settings and without a home folder.
 
     Matplotlib's list of fonts goes to a temporary folder there.
     """
@@ -92,12 +92,12 @@ def test_the_same_vectors_give_the_same_bytes(tmp_path: Path) -> None:
     ],
 )
 def test_any_texts_can_be_drawn(n: int, noise: float, groups: list[str], name: str, tmp_path: Path) -> None:
-    """No warning and no error, which would hide what the report says of a bad model."""
+    """Any texts can be drawn without a warning or an error."""
     check(write(tmp_path, *vectors(n, noise), groups, name))
 
 
 def test_broken_vectors_are_drawn_as_errors(tmp_path: Path) -> None:
-    """A zero, a NaN and an infinite vector among good and exact ones; the folder's seal is broken as by any file."""
+    """Zero, NaN and infinite vectors are drawn as errors, and the manifest is removed."""
     a, b = vectors(12)
     b[:6] = a[:6]
     b[9:] = np.array([[0], [np.nan], [np.inf]])
@@ -106,7 +106,7 @@ def test_broken_vectors_are_drawn_as_errors(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
-    """A text alone, and lists that do not belong together; nothing is written."""
+    """A single text, and lists of different lengths, are refused; nothing is written."""
     a, b = vectors(3)
     with pytest.raises(ValueError, match="at least two texts"):
         plots.write(tmp_path, "a model", a[:1], b[:1], ["en"], [3])

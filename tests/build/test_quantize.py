@@ -1,4 +1,4 @@
-"""INT8: the rounding, the forms of a linear layer, the search, and the same bits on every CPU."""
+"""INT8: GPTQ, the forms of a linear layer, the search, and the same bits on every CPU."""
 
 import os
 import shutil
@@ -64,7 +64,7 @@ def pair_sums(codes: NDArray[np.int8]) -> NDArray[np.int32]:
 
 @pytest.mark.parametrize("inputs", [64, 130, 33])
 def test_rounding_keeps_the_pair_rule_and_uses_more_than_seven_bits(inputs: int) -> None:
-    """Neighbours' sums stay within 128, so the kernels' 16 bits do not overflow; weights may go up to 127."""
+    """Sums of adjacent weights stay within 128, and single weights use up to 127."""
     random = np.random.default_rng(inputs)
     weight = random.standard_normal((inputs, 48)).astype(np.float32)
     weight[:2] = 9  # a pair of the same sign: the hardest case
@@ -89,7 +89,7 @@ def test_rounding_serves_the_outputs_not_the_weights() -> None:
 
 
 def test_the_graph_in_fp32_equals_the_export(tiny_model: Path) -> None:
-    """Written node by node from the exported tensors, it is the same function."""
+    """The graph written node by node in FP32 computes the same function as the export."""
     network = graph.read(tiny_model / "model_fp32.onnx")
     written = embed(graph.write(network, network.words, network.linears))
     np.testing.assert_allclose(written, embed(tiny_model / "model_fp32.onnx"), atol=2e-6)
@@ -112,7 +112,7 @@ def harder(network: graph.Network, factor: float) -> graph.Network:
 
 
 def test_each_form_is_nearer_than_plain_int8(tiny_model: Path) -> None:
-    """On a network with outliers the forms' errors are a fraction of plain INT8's."""
+    """On a network with outliers, each form has a fraction of plain INT8's error."""
     network = harder(graph.read(tiny_model / "model_fp32.onnx"), 30)
     ids = [np.array([2, *range(5 + n, 60 + n), 3], np.int64) for n in range(0, 40, 4)]
     inputs = measure_inputs(network, ids)
@@ -145,7 +145,7 @@ def test_the_file_says_what_it_is(tiny_model: Path) -> None:
 
 
 def test_weights_of_a_model_keep_the_pair_rule(full_size_model: Path) -> None:
-    """All integer weights of the full-size model."""
+    """All integer weights of the full-size model keep the pair rule."""
     codes = [array for name, array in weights(full_size_model / INT8).items() if array.dtype == np.int8]
     linear = [array for array in codes if len(array) < 10_000]  # not the table of words, which is only looked up
     assert len(linear) == 48
@@ -178,7 +178,7 @@ def test_a_model_too_hard_for_int8_gets_layers_in_fp32(
     ],
 )
 def test_odd_sizes(tmp_path: Path, sizes: dict[str, Any]) -> None:
-    """Numbers of channels that no block divides, heads of 48: near FP32 in each layer's most exact form."""
+    """Sizes that no block divides stay close to FP32 in each layer's most exact form."""
     model = export_onnx.load(tiny.write(tmp_path / "source", **sizes))
     export_onnx.export(model, tmp_path / "model")
     quantize.quantize(tmp_path / "model", "fast")
@@ -202,7 +202,7 @@ def test_vectors_close_together_do_not_send_every_layer_to_fp32(tiny_model: Path
 
 
 def test_an_export_of_an_older_version(tiny_model: Path, tmp_path: Path) -> None:
-    """It lacks what quantization must know: the error says what to do."""
+    """An export without the facts for quantization is refused with what to do."""
     model = onnx.load(tiny_model / "model_fp32.onnx")
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "model_fp32.onnx")
@@ -212,7 +212,7 @@ def test_an_export_of_an_older_version(tiny_model: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("effort", ["fast", "best"])
 def test_efforts(tiny_source: Path, tmp_path: Path, effort: str) -> None:
-    """Each ends in a sealed folder that says so; `fast` has every layer in its most exact form."""
+    """Each effort gives a complete folder with its name; `fast` has every layer in its most exact form."""
     assert main(["--model", str(tiny_source), "--out", str(tmp_path), "--effort", effort]) == 0
     assert quantize.effort_of(tmp_path) == effort
     assert (tmp_path / "manifest.json").is_file()

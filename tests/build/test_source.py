@@ -1,4 +1,4 @@
-"""build.source with the real hub client against a fake hub, and what `python -m build` says when it cannot fetch."""
+"""build.source with the real hub client and a stand-in for the hub, and the messages of `python -m build`."""
 
 import hashlib
 import json
@@ -152,7 +152,7 @@ def assert_unreachable(run: Run, folder: Path, model: str, reason: str) -> None:
 def test_only_what_is_needed_is_downloaded(
     model: str, weights: str, hub: Hub, tmp_path: Path, tiny_source: Path
 ) -> None:
-    """The texts and one form of the weights are asked for, not those of other frameworks."""
+    """Only text files and one form of the weights are downloaded."""
     source = fetch(tmp_path, hub.url, model)
     texts = {path.relative_to(tiny_source).as_posix() for path in tiny_source.rglob("*.json")}
     assert {"modules.json", "1_Pooling/config.json", "tokenizer.json"} <= texts
@@ -163,14 +163,14 @@ def test_only_what_is_needed_is_downloaded(
 
 @pytest.mark.parametrize("revision, commit", [(None, MAIN), ("main", MAIN), ("v1", OLDER), (OLDER, OLDER)])
 def test_the_revision_asked_for_is_downloaded(revision: str | None, commit: str, hub: Hub, tmp_path: Path) -> None:
-    """A branch, a tag or a commit; the source's revision is the commit."""
+    """A branch, a tag or a commit is downloaded; the source's revision is the commit."""
     source = fetch(tmp_path, hub.url, "org/tiny", revision)
     assert source == Source(source.folder, "org/tiny", commit)
     assert {known for known, files in hub.asked.items() if files} == {commit}
 
 
 def test_a_build_from_the_hub_says_the_commit(hub: Hub, tmp_path: Path) -> None:
-    """MODEL and revision are in the manifest; nothing warns."""
+    """The manifest has the model and its commit, and no warning."""
     run = build(tmp_path, hub.url, "--model", "org/tiny", "--revision", "v1")
     assert (run.returncode, run.stderr) == (0, "")
     manifest = json.loads((tmp_path / "model/manifest.json").read_text(encoding="utf-8"))
@@ -183,7 +183,7 @@ def test_a_build_from_the_hub_says_the_commit(hub: Hub, tmp_path: Path) -> None:
 def test_a_model_downloaded_before_needs_no_hub(
     model: str, revision: str | None, answers: bool, hub: Hub, dead_hub: str, tmp_path: Path
 ) -> None:
-    """With the hub gone or failing, an earlier download of the same revision is the same source."""
+    """An earlier download of the same revision is used while the hub cannot be reached or fails."""
     downloaded = fetch(tmp_path, hub.url, model, revision)
     hub.always = (500, b"")
     assert fetch(tmp_path, hub.url if answers else dead_hub, model, revision) == downloaded
@@ -197,7 +197,7 @@ def test_half_a_download_is_not_used(model: str, weights: str, hub: Hub, dead_hu
 
 
 def test_an_unreachable_hub_is_an_error_with_two_ways_on(dead_hub: str, tmp_path: Path) -> None:
-    """Nobody listens, and nothing was downloaded before."""
+    """Without hub and cache the error names two alternatives."""
     assert_unreachable(build(tmp_path, dead_hub), tmp_path, DEFAULT_MODEL, "Connection refused")
 
 
@@ -205,13 +205,13 @@ def test_an_unreachable_hub_is_an_error_with_two_ways_on(dead_hub: str, tmp_path
     "always, reason", [((500, b""), "500"), ((200, b"<html>Please log in</html>"), "Expecting value")]
 )
 def test_a_failing_hub_is_as_good_as_none(always: tuple[int, bytes], reason: str, hub: Hub, tmp_path: Path) -> None:
-    """500 is no answer, nor is the page of a network's login."""
+    """A hub that answers 500, or a login page of the network, counts as unreachable."""
     hub.always = always
     assert_unreachable(build(tmp_path, hub.url, "--model", "org/tiny"), tmp_path, "org/tiny", reason)
 
 
 def test_a_refusal_is_not_a_missing_hub(hub: Hub, tmp_path: Path) -> None:
-    """A wrong HF_TOKEN is told, and the stand-in is no way out."""
+    """A wrong HF_TOKEN is reported, without a fallback to the stand-in."""
     hub.always = (401, b"")
     run = build(tmp_path, hub.url, "--model", "org/tiny", "--fallback", "stand-in")
     assert run.stderr.startswith("error: ") and "hub cannot be reached" not in run.stderr
@@ -219,7 +219,7 @@ def test_a_refusal_is_not_a_missing_hub(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_private_model_as_the_image_builds_it(hub: Hub, tmp_path: Path) -> None:
-    """The token is read from the file that HF_TOKEN_PATH names; the proof then needs neither it nor the hub."""
+    """HF_TOKEN_PATH names the token's file for the export; verification needs neither token nor hub."""
     (tmp_path / "hf_token").write_text(TOKEN + "\n")
     home, model, out = tmp_path / "home", ["--model", "org/gated"], ["--out", str(tmp_path / "model")]
     for arguments, environ in (
@@ -236,7 +236,7 @@ def test_a_private_model_as_the_image_builds_it(hub: Hub, tmp_path: Path) -> Non
 
 
 def test_the_proof_alone_needs_the_other_steps(tiny_source: Path, tmp_path: Path) -> None:
-    """`python -m build.verify` without a model says which file is missing, and seals nothing."""
+    """`python -m build.verify` without a model names the missing file, and writes no manifest."""
     run = subprocess.run(
         [sys.executable, "-m", "build.verify", "--model", str(tiny_source), "--out", str(tmp_path / "model")],
         cwd=ROOT,
@@ -252,7 +252,7 @@ def test_the_proof_alone_needs_the_other_steps(tiny_source: Path, tmp_path: Path
 @pytest.mark.full_size
 @pytest.mark.usefixtures("full_size_model")
 def test_the_stand_in_takes_an_unreachable_hubs_place_where_allowed(dead_hub: str, tmp_path: Path) -> None:
-    """It warns, and names both models."""
+    """With --fallback the stand-in replaces an unreachable hub's model; the warning names both."""
     source = fetch(tmp_path, dead_hub, "org/tiny", None, "stand-in")
     assert source.stand_in and source.revision is None and (source.folder / "modules.json").is_file()
     assert source.warning is not None and "org/tiny" in source.warning and MODEL_ID in source.warning

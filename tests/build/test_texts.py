@@ -1,4 +1,4 @@
-"""The texts of the build: what quantization may see, and what the proof measures."""
+"""The texts of the build: those for calibration, and those held out for verification."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from build.texts import calibration, held_out, pairs, texts
 
 
 def test_each_file_is_half_for_calibration_and_half_for_the_proof() -> None:
-    """The first and last of every four lines, and the two between; together they are all of a file."""
+    """Of every four lines the outer two are for calibration and the inner two held out."""
     outer, inner = calibration(), held_out()
     for group, lines in texts().items():
         assert sorted(outer[group] + inner[group]) == sorted(lines)
@@ -18,7 +18,7 @@ def test_each_file_is_half_for_calibration_and_half_for_the_proof() -> None:
 
 
 def test_the_proof_is_of_what_calibration_has_not_seen() -> None:
-    """No text of the proof, nor of the pairs, is one of calibration's; no sentence is in two pairs."""
+    """No held-out text or pair is a calibration text, and no sentence is in two pairs."""
     seen = {text for lines in calibration().values() for text in lines}
     sides = [side for pair in pairs() for side in pair]
     assert not seen & {*(text for lines in held_out().values() for text in lines), *sides}
@@ -26,7 +26,7 @@ def test_the_proof_is_of_what_calibration_has_not_seen() -> None:
 
 
 def test_a_file_of_the_users_own(tmp_path: Path) -> None:
-    """As an editor on Windows saves it: byte order mark, CRLF, blank lines; a text may hold a line separator."""
+    """A file with a byte order mark, CRLF and blank lines is read; a text may contain a line separator."""
     lines = ["", "one", "  ", "two\u2028of two", "one", "  three", "", ""]
     (tmp_path / "own.txt").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     assert texts(tmp_path) == {"own": ["one", "two\u2028of two", "one", "  three"]}
@@ -35,6 +35,7 @@ def test_a_file_of_the_users_own(tmp_path: Path) -> None:
 
 
 def test_what_calibration_sees_in_another_file_is_not_in_the_proof(tmp_path: Path) -> None:
+    """A text that another file has for calibration is not held out."""
     (tmp_path / "a.txt").write_text("cat\ndog\n")
     (tmp_path / "b.txt").write_text("dog\ncat\ncow\nfox\n")
     assert held_out(tmp_path) == {"a": [], "b": ["cow"]}
@@ -48,7 +49,7 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
 
 
 def test_pairs(tmp_path: Path) -> None:
-    """English and Japanese, in the file's order; a blank line at the end is none."""
+    """Pairs are English and Japanese in the file's order; a blank line at the end is ignored."""
     (tmp_path / "pairs.tsv").write_text("cat\t猫\ndog\t犬\n\n", encoding="utf-8")
     assert pairs(tmp_path) == [("cat", "猫"), ("dog", "犬")]
 

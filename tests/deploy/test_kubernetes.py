@@ -61,19 +61,21 @@ def test_schemas() -> None:
     ],
 )
 def test_the_schema_refuses_what_is_misspelt(kind: str, right: str, wrong: str) -> None:
+    """A misspelt field is a problem."""
     text = yaml.safe_dump(KINDS[kind])
     assert right in text
     assert wrong in str(problems("kubernetes.json", yaml.safe_load(text.replace(right, wrong))))
 
 
 def test_the_schema_refuses_a_wrong_type() -> None:
+    """A value of a wrong type is a problem."""
     document = copy.deepcopy(KINDS["Deployment"])
     document["spec"]["template"]["spec"]["containers"][0]["env"][1]["value"] = 1
     assert "1 is not of type 'string'" in problems("kubernetes.json", document)[0]
 
 
 def test_names_what_there_is() -> None:
-    """Variables are settings, the port is the server's default, and probes ask routes."""
+    """Variables are settings, the port is the server's default, and probes use routes."""
     assert set(SETTINGS) <= {field.name.upper() for field in fields(Settings)}
     settings = Settings.from_env(SETTINGS)
     ports = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
@@ -128,7 +130,7 @@ def test_figures_are_those_of_service_yaml() -> None:
 
 
 def test_resources() -> None:
-    """The server counts on the CPU that it is limited to, and its shared memory fits into its memory."""
+    """The server uses the CPU of its limit, and its shared memory fits into its memory."""
     resources = CONTAINER["resources"]
     assert SETTINGS["CPUS"] == resources["limits"]["cpu"]
     assert resources["requests"] == resources["limits"]
@@ -142,14 +144,14 @@ def test_resources() -> None:
 
 
 def test_a_pod_has_time_to_end() -> None:
-    """Before SIGKILL come preStop's sleep, the server's own end and the 2 s that Cloud Run gives beyond it."""
+    """The grace period covers preStop's sleep, the server's shutdown and 2 s more."""
     sleep = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert sleep > 0
     assert POD["terminationGracePeriodSeconds"] >= sleep + number("graceful_timeout") + 2
 
 
 def test_capacity_is_kept() -> None:
-    """Updates and drained nodes leave pods that serve; only the autoscaler says how many there are."""
+    """Updates and drained nodes leave serving pods; only the autoscaler sets their number."""
     assert "replicas" not in DEPLOYMENT
     assert DEPLOYMENT["strategy"]["type"] == "RollingUpdate"
     assert DEPLOYMENT["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
@@ -163,7 +165,7 @@ def test_capacity_is_kept() -> None:
 
 
 def test_network() -> None:
-    """The server's port is open to the cluster's pods; nothing else is, in either direction."""
+    """Only the cluster's pods reach the server's port, and nothing else is open in either direction."""
     policy = KINDS["NetworkPolicy"]["spec"]
     assert sorted(policy["policyTypes"]) == ["Egress", "Ingress"]
     assert policy["egress"] == []
@@ -239,7 +241,7 @@ def container_violations(container: dict[str, Any], pod: dict[str, Any]) -> Iter
 
 
 def test_security() -> None:
-    """The pod may run in a namespace that enforces "restricted", with a root file system that nobody can write."""
+    """The pod may run in a namespace that enforces "restricted", with a read-only root file system."""
     assert list(violations(DEPLOYMENT["template"])) == []
     assert CONTAINER["securityContext"]["readOnlyRootFilesystem"] is True
     assert POD["automountServiceAccountToken"] is False
@@ -276,6 +278,7 @@ def setter(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     ],
 )
 def test_a_weaker_pod_is_seen(change: Callable[[dict[str, Any]], None], control: str) -> None:
+    """A pod with a weaker setting fails the check."""
     template = copy.deepcopy(DEPLOYMENT["template"])
     change(template["spec"])
     assert control in set(violations(template))
@@ -299,13 +302,14 @@ def test_a_weaker_pod_is_seen(change: Callable[[dict[str, Any]], None], control:
     ],
 )
 def test_a_weaker_container_is_seen(change: Callable[[dict[str, Any]], None], control: str) -> None:
+    """A container with a weaker setting fails the check."""
     template = copy.deepcopy(DEPLOYMENT["template"])
     change(template["spec"]["containers"][0])
     assert set(violations(template)) == {control}
 
 
 def test_the_documented_commands(tmp_path: Path) -> None:
-    """They apply the file with the image in its place, and later update the container that there is."""
+    """The documented commands apply the file with an image, and later update its container."""
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs/container.md").read_text(), re.M | re.S)
     (commands,) = [block for block in blocks if "kubernetes.yaml" in block]
     (image,) = re.findall(r"^IMAGE=(\S+)$", commands, re.M)
@@ -326,5 +330,5 @@ def test_the_documented_commands(tmp_path: Path) -> None:
 
 
 def test_the_image_must_be_filled_in() -> None:
-    """Applied as it is, the file names no image that a registry could have: their names have no capitals."""
+    """The file's own image name is invalid in every registry, so that it must be replaced."""
     assert CONTAINER["image"].startswith("REGISTRY/")

@@ -1,4 +1,4 @@
-"""The dashboard and the alerts against a real server's GET /metrics: they name what there is, and all of it."""
+"""The dashboard and the alerts against a real server's GET /metrics: they use existing metrics, and all of them."""
 
 import json
 import re
@@ -156,7 +156,7 @@ EXPRESSIONS = {**QUERIES, **{rule["alert"]: rule["expr"] for rule in RULES}}
 
 
 def test_the_parser() -> None:
-    """It finds the metrics, the matchers and the labels, and takes nothing else for them."""
+    """The parser finds metrics, matchers and labels in PromQL, and nothing else."""
     text = """histogram_quantile(0.9, sum by (job, le) (rate(a_bucket{x=~"b{2}|\\"c",y!='d'}[5m] offset 1h))) > 2.5e3
         and on (job) -count without (z) (e:f) / ignoring (u) group_left () up == 1"""
     parsed = Expression.parse(text)
@@ -170,7 +170,7 @@ def test_the_parser() -> None:
 
 @pytest.mark.parametrize("place", EXPRESSIONS)
 def test_what_is_asked_for_is_exposed(exposed: Exposed, place: str) -> None:
-    """Every metric is there, with every label; a value that is asked for is one of those that there can be."""
+    """Every metric, label and label value in a query is exposed."""
     expression = Expression.parse(EXPRESSIONS[place])
     assert expression.selectors
     allowed = set(TARGET)
@@ -189,13 +189,14 @@ def test_what_is_asked_for_is_exposed(exposed: Exposed, place: str) -> None:
 
 
 def test_all_that_is_exposed_is_on_the_dashboard(exposed: Exposed) -> None:
+    """Every exposed metric is on the dashboard."""
     used = {selector.metric for text in QUERIES.values() for selector in Expression.parse(text).selectors}
     assert len(exposed.families) > 10
     assert [name for name, samples in exposed.families.items() if not samples & used] == []
 
 
 def test_probes_and_scrapes_are_left_out_everywhere(exposed: Exposed) -> None:
-    """Wherever routes are left out, these are, and at most one other: else shares would not fit together."""
+    """Queries that exclude routes exclude probes and scrapes, and at most one other: shares must fit together."""
     routes = exposed.values["embedding_requests_total"]["route"]
     own = {"/health", "/healthz", "/readyz", "/metrics"}
     for place, text in EXPRESSIONS.items():
@@ -208,7 +209,7 @@ def test_probes_and_scrapes_are_left_out_everywhere(exposed: Exposed) -> None:
 
 
 def test_every_panel_says_what_it_is() -> None:
-    """A title of its own, what is normal and what to do otherwise, a unit, and colors from a first step on."""
+    """Every panel has a title, a description with normal values and actions, a unit and colours."""
     assert max(Counter(panel["title"] for panel in PANELS).values()) == 1
     for panel in PANELS:
         assert "Normal" in panel["description"] and panel["description"].endswith("."), panel["title"]
@@ -230,7 +231,7 @@ def test_the_panels_fill_the_grid() -> None:
 
 
 def test_the_dashboard_can_be_imported_and_provisioned() -> None:
-    """Nothing is of one Grafana only: no id, and the data source is chosen in a variable."""
+    """The dashboard has no id, and its data source is a variable."""
     assert BOARD["id"] is None and "__inputs" not in BOARD
     assert list(VARIABLES) == ["datasource", "job", "instance"]
     source = {"type": VARIABLES["datasource"]["query"], "uid": "${datasource}"}
@@ -241,7 +242,7 @@ def test_the_dashboard_can_be_imported_and_provisioned() -> None:
 
 
 def test_every_query_is_of_the_chosen_instances() -> None:
-    """Each metric is filtered by the variables, and rates are taken over what Grafana finds right."""
+    """Every query filters by the variables, and rates use Grafana's interval."""
     for panel in PANELS:
         for target in panel["targets"]:
             for selector in Expression.parse(target["expr"]).selectors:
@@ -251,7 +252,7 @@ def test_every_query_is_of_the_chosen_instances() -> None:
 
 
 def test_templates_name_labels_that_are_there(exposed: Exposed) -> None:
-    """Legends and the alerts' sentences: a label that the result does not have would be empty."""
+    """Legends and alert texts use labels that the result has."""
     for panel in PANELS:
         for target in panel["targets"]:
             labels = Expression.parse(target["expr"]).labels(exposed)
@@ -263,7 +264,7 @@ def test_templates_name_labels_that_are_there(exposed: Exposed) -> None:
 
 
 def test_alerts() -> None:
-    """Each has a name of its own, says how urgent it is and what to do, and a comment says why it is at that value."""
+    """Each alert has a name, a severity, an action, and a comment on its threshold."""
     assert max(Counter(rule["alert"] for rule in RULES).values()) == 1
     for rule in RULES:
         name = rule["alert"]
@@ -276,7 +277,7 @@ def test_alerts() -> None:
 
 
 def test_every_alert_has_a_test_for_promtool() -> None:
-    """alerts_test.yml makes each of them fire, and feeds only metrics and labels that there are."""
+    """alerts_test.yml makes each alert fire."""
     assert TESTS["rule_files"] == ["alerts.yml"]
     names = set()
     for test in TESTS["tests"]:
@@ -287,6 +288,7 @@ def test_every_alert_has_a_test_for_promtool() -> None:
 
 
 def test_the_tests_for_promtool_feed_what_is_exposed(exposed: Exposed) -> None:
+    """alerts_test.yml uses only exposed metrics and labels."""
     for test in TESTS["tests"]:
         for series in test["input_series"]:
             (selector,) = Expression.parse(series["series"]).selectors

@@ -154,7 +154,7 @@ def test_one(rollout: ModuleType) -> None:
 
 @pytest.mark.parametrize("first", [False, True])
 def test_one_that_does_not_pass(rollout: ModuleType, first: bool) -> None:
-    """An image that fails its check gets no traffic; only a first revision serves unchecked, and the message says so."""
+    """An image that fails its check gets no traffic; only a first revision serves unchecked, as its message says."""
     world = World(first)
     run = Run(rollout, world, "bad", NEWER).step()
     assert run.outcome == f"{run.rollout.revision} did not pass."
@@ -167,6 +167,7 @@ def test_one_that_does_not_pass(rollout: ModuleType, first: bool) -> None:
 
 @pytest.mark.parametrize("first", [False, True])
 def test_one_that_never_gets_ready(rollout: ModuleType, first: bool) -> None:
+    """A revision that never gets ready gets no traffic."""
     world = World(first, never_ready=("dead",))
     run = Run(rollout, world, "dead", NEWER).step()
     assert "is not ready" in run.outcome
@@ -290,6 +291,7 @@ def test_killed_at_every_call(rollout: ModuleType, image: str, at: int) -> None:
 @pytest.mark.parametrize("image", ["a", "bad a"])
 @pytest.mark.parametrize("at", range(CALLS))
 def test_failing_at_every_call(rollout: ModuleType, image: str, at: int) -> None:
+    """A deployment whose calls fail leaves no unchecked revision serving, and says what serves."""
     world = World()
     run = Run(rollout, world, image, NEWER)
     run.fail_at = at
@@ -335,6 +337,7 @@ def test_what_it_was_called_with(
     arguments: list[str],
     says: str,
 ) -> None:
+    """Wrong arguments are refused at once, with the reason."""
     monkeypatch.setattr(sys, "argv", ["rollout.py", *arguments])
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SystemExit):

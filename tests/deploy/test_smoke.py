@@ -26,6 +26,7 @@ def server(start: Callable[..., Server], tiny_model: Path) -> Server:
 
 
 def test_the_smoke_check_has_the_builds_gate() -> None:
+    """smoke.py has the limits of build/verify.py."""
     gate = {name: value for name, value in vars(verify).items() if name.startswith(("FP32_", "INT8_"))}
     assert len(gate) == 5
     assert {name: SMOKE[name] for name in gate} == gate
@@ -88,6 +89,7 @@ def test_smoke_with_a_key(start: Callable[..., Server], tiny_model: Path) -> Non
     ],
 )
 def test_smoke_refuses(server: Server, change: Change, says: str) -> None:
+    """Each wrong response fails its check, with the reason."""
     with altered(server, change) as url:
         run = smoke(url)
     assert run.returncode == 1
@@ -97,6 +99,7 @@ def test_smoke_refuses(server: Server, change: Change, says: str) -> None:
 
 
 def test_smoke_takes_the_stand_in_where_that_is_said(server: Server) -> None:
+    """The stand-in passes only with --allow-stand-in."""
     with altered(server, model(stand_in=True, warning="not for production")) as url:
         run = smoke(url, "--allow-stand-in")
     assert run.returncode == 0, run.stderr
@@ -198,6 +201,8 @@ def test_smoke_does_not_wait_for_a_server_that_drips(server: Server) -> None:
 
 
 def test_smoke_reads_no_more_than_an_answer_can_have(server: Server) -> None:
+    """A response that is too large fails."""
+
     def endless(request: BaseHTTPRequestHandler) -> None:
         request.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
@@ -214,6 +219,7 @@ def test_smoke_reads_no_more_than_an_answer_can_have(server: Server) -> None:
     ["localhost", "localhost:8080", "http://", "http://localhost:port", "http://[::1", "http://localhost/docs", ""],
 )
 def test_smoke_wants_a_url(url: str) -> None:
+    """A malformed URL is refused."""
     run = smoke(url)
     assert run.returncode == 1
     assert run.stderr == (

@@ -1,4 +1,4 @@
-"""The image, file by file and in a running container. Not part of `make test`: `make image-check`."""
+"""The image: its files, and its behaviour in a running container. Not part of `make test`: `make image-check`."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def whole(model_dir: Path) -> Iterator[Server]:
 
 
 def test_the_files(added: dict[str, list[Any]]) -> None:
-    """Above the base: the environment, its bytecode, app/, gunicorn.conf.py, and of the model what is served."""
+    """Above its base the image has the environment, bytecode, app/, gunicorn.conf.py and the served model files."""
     # Folders alone are where a builder mounted something.
     assert {path for path, (kind, *_) in added.items() if not path.startswith(PLACES) and kind != "folder"} == set()
     model = {path.removeprefix("/srv/model/") for path, (kind, *_) in added.items() if path.startswith("/srv/model/")}
@@ -88,7 +88,7 @@ def test_the_files(added: dict[str, list[Any]]) -> None:
 
 
 def test_nothing_heavy_and_nothing_left_behind(added: dict[str, list[Any]]) -> None:
-    """No PyTorch, no hub client, no pip of ours, no compilers, no tests, no caches, no bytecode beside sources."""
+    """The image has no PyTorch, hub client, pip, compilers, tests, caches, or bytecode beside sources."""
     for path in map(PurePosixPath, added):
         for folder, name in pairwise(path.parts):
             if folder == "site-packages":
@@ -101,7 +101,7 @@ def test_nothing_heavy_and_nothing_left_behind(added: dict[str, list[Any]]) -> N
 
 
 def test_the_files_are_roots_and_the_server_only_reads_them(added: dict[str, list[Any]]) -> None:
-    """Owned by root, writable by nobody else, readable by everybody; nothing setuid."""
+    """All files belong to root, are readable by all and writable by nobody else, and are not setuid."""
     for path, (kind, _, mode, user, group) in added.items():
         assert (user, group) == (0, 0), path
         if kind != "link":
@@ -110,20 +110,20 @@ def test_the_files_are_roots_and_the_server_only_reads_them(added: dict[str, lis
 
 
 def test_nothing_becomes_another_user() -> None:
-    """No file of the whole image is setuid or setgid, its base's own included."""
+    """No file of the image or its base is setuid or setgid."""
     find = "find / -xdev -type f -perm /6000 2>/dev/null; true"  # some folders are root's alone
     assert container.run("sh", "-c", find).decode().split() == []
 
 
 def test_the_size() -> None:
-    """Above the base at most 260 MB, packed 115 MB (with FP32 more)."""
+    """Above its base the image has at most 260 MB, packed 115 MB (with FP32 more)."""
     totals = [sum(column) / 1e6 for column in zip(*container.run_script("inside_sizes").values(), strict=True)]
     assert totals[0] <= MAX_MEGABYTES[0]
     assert totals[1] <= MAX_MEGABYTES[1]
 
 
 def test_the_configuration() -> None:
-    """A numeric user that is not root, the labels, a health check, no secret in the environment."""
+    """The image has a numeric user, labels, a health check, and no secret in its environment."""
     config = container.config()
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", config["User"])
     assert config["Cmd"] == ["gunicorn"]
@@ -154,14 +154,14 @@ def installed() -> dict[str, Any]:
 
 
 def test_the_sbom_is_a_cyclonedx_file(sbom: dict[str, Any]) -> None:
-    """CycloneDX 1.5, which Artifact Registry takes, of the version in the image's label."""
+    """The SBOM is valid CycloneDX 1.5, with the version of the image's label."""
     assert cyclonedx.problems(sbom) == []
     labels = container.config()["Labels"]
     assert sbom["metadata"]["component"]["version"] == labels["org.opencontainers.image.version"]
 
 
 def test_the_sbom_has_every_package(sbom: dict[str, Any], installed: dict[str, Any]) -> None:
-    """Debian's by name, version and architecture, those of both Pythons, and none that is not in the image."""
+    """The SBOM has every Debian and Python package of the image with its version, and no other."""
     listed = [(urlsplit(part["purl"]), part) for part in sbom["components"] if "purl" in part]
     debian = [
         [part["name"], part["version"], parse_qs(purl.query)["arch"][0]]
@@ -177,14 +177,14 @@ def test_the_sbom_has_every_package(sbom: dict[str, Any], installed: dict[str, A
 
 
 def test_the_sbom_has_the_model(sbom: dict[str, Any], installed: dict[str, Any]) -> None:
-    """Its id and revision, and each of its files with the hash of what is in the image."""
+    """The SBOM has the model's id and revision, and each of its files with its hash."""
     [model] = [part for part in sbom["components"] if part["type"] == "machine-learning-model"]
     assert [model["name"], model.get("version")] == installed["model"]
     assert {part["name"]: part["hashes"][0]["content"] for part in model["components"]} == installed["files"]
 
 
 def test_what_is_imported() -> None:
-    """A start finds every module's bytecode; a server that answered on every route has imported nothing heavy."""
+    """A start finds bytecode for every module, and a server that used every route has imported nothing heavy."""
     paths = [path for path, methods in openapi()["paths"].items() if "get" in methods]
     code = f"""
 from gevent import monkey
@@ -261,7 +261,7 @@ REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("method", "path", "body"), REQUESTS, ids=lambda value: str(value)[:40])
 def test_nothing_is_missing(served: Container, whole: Server, method: str, path: str, body: dict[str, Any]) -> None:
-    """The image answers as a server does whose packages are whole: status, bit for bit the body, and headers."""
+    """The image answers like a server with complete packages: status, headers and every bit of the body."""
     answers = [requests.request(method, f"{server.url}{path}", timeout=60, **body) for server in (served, whole)]
     assert answers[0].status_code == answers[1].status_code
     contents = [MEASURED.sub(b"", answer.content) for answer in answers]
@@ -273,7 +273,7 @@ def test_nothing_is_missing(served: Container, whole: Server, method: str, path:
 
 
 def test_the_same_series(served: Container, whole: Server) -> None:
-    """/metrics has them all in the image, too; their values differ."""
+    """/metrics has the same series as with complete packages."""
     series = [
         {line.rsplit(" ", 1)[0] for line in requests.get(f"{server.url}/metrics", timeout=60).text.splitlines()}
         for server in (served, whole)
@@ -283,18 +283,19 @@ def test_the_same_series(served: Container, whole: Server) -> None:
 
 
 def test_every_route_is_among_them() -> None:
+    """Every route is among the compared requests."""
     asked = {(method.lower(), path.split("?")[0]) for method, path, _ in [*REQUESTS, ("GET", "/metrics", {})]}
     assert asked >= {(method, path) for path, methods in openapi()["paths"].items() for method in methods}
 
 
 def test_the_smoke_check_of_a_deployment(served: Container) -> None:
-    """deploy/smoke.py, which Cloud Build runs, is content with it."""
+    """deploy/smoke.py passes on the image."""
     command = ["python3", "-c", (ROOT / "deploy/smoke.py").read_text(), served.url, "--allow-stand-in"]
     container.run(*command)
 
 
 def test_the_health_check(served: Container) -> None:
-    """The image's own HEALTHCHECK says yes where the server is ready and no where there is none."""
+    """HEALTHCHECK passes on a ready server and fails without one."""
     kind, *check = container.config()["Healthcheck"]["Test"]
     assert kind == "CMD"
     container.run(*check, environ={"PORT": served.port})
@@ -304,7 +305,7 @@ def test_the_health_check(served: Container) -> None:
 
 
 def test_a_read_only_root_and_no_network() -> None:
-    """It starts and answers with its loopback alone, nothing writable but /tmp and /dev/shm, and no home."""
+    """The image works without a network or a home, with only /tmp and /dev/shm writable."""
     code = """
 import os, subprocess, sys, tempfile, time, urllib.request
 assert os.getuid() != 0
@@ -328,7 +329,7 @@ sys.exit(server.wait())
 
 
 def test_sigterm_loses_nothing() -> None:
-    """A request under way when SIGTERM comes is answered; the container is gone within 8 seconds, with 0."""
+    """A request in progress at SIGTERM is answered; the container exits with 0 within 8 seconds."""
     server = Container(CACHE_SIZE="0")
     server.wait_until_ready()
     start = time.monotonic()
@@ -353,7 +354,7 @@ def test_sigterm_loses_nothing() -> None:
 
 
 def test_sigterm_during_the_start() -> None:
-    """A stop that comes before the server is up is not lost, though Gunicorn is the container's first process."""
+    """SIGTERM during the start stops the container, although Gunicorn is its first process."""
     code = """
 import os, signal, time
 assert os.getpid() == 1
@@ -379,7 +380,7 @@ os.execvp("gunicorn", ["gunicorn"])
     ],
 )
 def test_a_failed_start(environ: dict[str, str], message: str) -> None:
-    """One line that says why, no stack trace, and an exit code that is not 0."""
+    """A failed start gives one line with the reason, no stack trace, and a non-zero exit code."""
     server = Container(**environ)
     output = server.output_of_failed_boot()
     assert message in output
@@ -388,7 +389,7 @@ def test_a_failed_start(environ: dict[str, str], message: str) -> None:
 
 
 def test_the_port_is_from_the_environment(served: Container) -> None:
-    """PORT is where it listens, the documented default is 8080."""
+    """The server listens on PORT; the documented default is 8080."""
     assert f"PORT={served.port}" not in container.config()["Env"]
     assert "8080/tcp" in container.config()["ExposedPorts"]
     assert requests.get(f"http://127.0.0.1:{served.port}/health", timeout=10).ok

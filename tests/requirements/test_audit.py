@@ -1,4 +1,4 @@
-"""requirements/audit, with stand-ins for pip and pip-audit: what its exit status says."""
+"""requirements/audit with stand-ins for pip and pip-audit: the meaning of its exit status."""
 
 import os
 import re
@@ -34,7 +34,7 @@ NONE = "No known vulnerabilities found"
     ],
 )
 def test_audit(tmp_path: Path, says: str, ends: int, status: int) -> None:
-    """1 is a finding and nothing else: whoever reads 2 knows that nobody has looked."""
+    """Exit status 1 means known vulnerabilities only; 2 means that the check could not be made."""
     run = audit(tmp_path, SAYS=says, ENDS=str(ends))
     assert run.returncode == status
     assert says in run.stderr
@@ -44,6 +44,7 @@ def test_audit(tmp_path: Path, says: str, ends: int, status: int) -> None:
 
 @pytest.mark.parametrize("fail", ["VENV", "INSTALL"])
 def test_audit_without_its_tool(tmp_path: Path, fail: str) -> None:
+    """Without pip-audit the exit status is 2."""
     run = audit(tmp_path, **{fail: "1"})
     assert run.returncode == 2
     assert "pip-audit could not be installed; nothing, or not everything, was checked" in run.stderr

@@ -1,4 +1,4 @@
-"""`make pins` against a registry and a hub on loopback; nothing that a build takes from elsewhere floats unnoticed."""
+"""`make pins` with a registry and a hub on loopback, and the pins of everything that a build downloads."""
 
 import hashlib
 import json
@@ -112,7 +112,7 @@ def test_everything_is_pinned(folder: Path, world: World) -> None:
 
 
 def test_again(folder: Path, world: World) -> None:
-    """Nothing has moved: nothing is written or shown. One tag has: it alone."""
+    """A second run writes nothing; after a tag has moved, it writes that one."""
     pin(folder, world)
     before = {file: (folder / file).read_text() for file in FILES}
     run = pin(folder, world)
@@ -148,7 +148,7 @@ MANIFEST = "/v2/library/python/manifests/3.11-slim"
 def test_one_that_cannot_be_looked_up(
     folder: Path, world: World, path: str, answer: tuple[int, bytes, dict[str, str]], says: str
 ) -> None:
-    """It stays as it was, and the others are pinned."""
+    """An image that cannot be looked up keeps its pin, and the others are pinned."""
     world.answers[path] = answer
     run = pin(folder, world)
     assert run.returncode == 1
@@ -162,7 +162,7 @@ def test_one_that_cannot_be_looked_up(
 
 
 def test_a_registry_that_drips(folder: Path, world: World) -> None:
-    """Each lookup has a time of its own, however many bytes come."""
+    """A lookup has a time limit, however many bytes arrive."""
 
     def drip(request: BaseHTTPRequestHandler) -> None:
         if "/manifests/" not in request.path:
@@ -183,6 +183,7 @@ def test_a_registry_that_drips(folder: Path, world: World) -> None:
 
 
 def test_without_a_network(folder: Path) -> None:
+    """Without a network nothing is changed, and the exit status says so."""
     before = {file: (folder / file).read_text() for file in FILES[:3]}
     run = pin(folder, None)
     assert run.returncode == 1
@@ -191,7 +192,7 @@ def test_without_a_network(folder: Path) -> None:
 
 
 def test_nothing_floats() -> None:
-    """Every image that a build takes has a version in its tag, and the pin that is known."""
+    """Every image of a build has a version in its tag, and the known pin."""
     floating(ROOT)
     assert "docker.io" not in (ROOT / "Makefile").read_text()
     assert PINS[DEFAULT_MODEL] == (DEFAULT_REVISION or NOT_PINNED)
@@ -221,7 +222,7 @@ def floating(folder: Path) -> None:
 
 
 def test_the_default_models_commit_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless another one is asked for, and for no other model."""
+    """The pinned commit is the default revision of the default model only."""
     monkeypatch.setattr("build.source.DEFAULT_REVISION", COMMIT)
     assert revision_of(DEFAULT_MODEL, None) == COMMIT
     assert revision_of(DEFAULT_MODEL, "main") == "main"

@@ -1,4 +1,4 @@
-"""requirements/sbom.py as the Dockerfile calls it, on a part of a real base image and real files of cyclonedx-py.
+"""requirements/sbom.py as the Dockerfile calls it, with a part of a real base image and real files of cyclonedx-py.
 
 The folder sbom/ has seven packages of Debian's status file, one removed with `dpkg --remove`, and cyclonedx-py's
 files about two small environments. tests/image/ shows that a built image's list is complete.
@@ -67,7 +67,7 @@ def model_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_everything_is_listed(manifest: Path) -> None:
-    """Debian, its installed packages, Python, the packages of both environments, and the model."""
+    """The SBOM has Debian, its installed packages, Python, the packages of both environments, and the model."""
     document = listed(manifest)
     purls = {part.get("purl") or part["name"] for part in document["components"]}
     python = f"pkg:generic/python@{platform.python_version()}"
@@ -84,7 +84,7 @@ def test_everything_is_listed(manifest: Path) -> None:
 
 
 def test_the_names_and_versions_are_debians_own(manifest: Path) -> None:
-    """Only the purl is percent-encoded."""
+    """Names and versions are Debian's; only the purl is percent-encoded."""
     versions = {part["name"]: part.get("version") for part in listed(manifest)["components"]}
     assert versions["libstdc++6"] == "12.2.0-14+deb12u1"
     assert versions["zlib1g"] == "1:1.2.13.dfsg-1"
@@ -95,6 +95,7 @@ def test_the_names_and_versions_are_debians_own(manifest: Path) -> None:
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
 @pytest.mark.parametrize("has_pieces", [True, False])
 def test_the_models_files_are_those_of_the_image(manifest: Path, precision: str, has_pieces: bool) -> None:
+    """The model's files are those of the image."""
     content = json.loads(manifest.read_text())
     tokenizer = {"tokenizer/tokenizer.json": "1" * 64}
     pieces = {"tokenizer/characters.json": "2" * 64, "tokenizer/pieces.npy": "3" * 64}
@@ -109,6 +110,7 @@ def test_the_models_files_are_those_of_the_image(manifest: Path, precision: str,
 
 
 def test_a_model_that_is_not_the_hubs_has_no_address(tiny_model: Path) -> None:
+    """A model from a folder has no address."""
     model = model_of(listed(tiny_model / "manifest.json"))
     assert model["name"] == json.loads((tiny_model / "manifest.json").read_text())["model"]
     assert "purl" not in model
@@ -116,10 +118,12 @@ def test_a_model_that_is_not_the_hubs_has_no_address(tiny_model: Path) -> None:
 
 
 def test_a_package_in_both_environments_is_listed_once(manifest: Path) -> None:
+    """A package in both environments is listed once."""
     assert listed(manifest, SERVER, BASE, SERVER) == listed(manifest, SERVER, BASE)
 
 
 def test_the_same_inputs_give_the_same_bytes(manifest: Path) -> None:
+    """The same inputs give the same bytes."""
     outputs = {run(manifest, PYTHONHASHSEED=seed).stdout for seed in ("1", "2", "3")}
     assert len(outputs) == 1
     document = json.loads(outputs.pop())
@@ -136,6 +140,7 @@ def test_the_schema_refuses_what_is_misspelt(manifest: Path) -> None:
 
 
 def test_errors_are_sentences(manifest: Path, tmp_path: Path) -> None:
+    """Errors are sentences."""
     content = json.loads(manifest.read_text())
     nowhere = tmp_path / "nowhere"
     older = write(tmp_path / "older.json", {**json.loads(SERVER.read_text()), "specVersion": "1.6"})

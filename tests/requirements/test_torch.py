@@ -1,4 +1,4 @@
-"""PyTorch's CPU build: what is locked, what is said where its index is out of reach, and how the lock is written."""
+"""PyTorch's CPU build: its lock, the message when its index cannot be reached, and writing the lock."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ PYTHONS = ("311", "312", "313", "314")
 
 
 def test_the_lock() -> None:
-    """One version; for Linux the CPU build, for four Pythons on two machines, for macOS on one; each with its hash."""
+    """The lock has one version: CPU builds for Linux on two machines and four Pythons, and for macOS, with hashes."""
     pins = re.findall(
         r"^torch==(\S+) ; sys_platform == '(\w+)' \\\n((?: +--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", LOCK, re.M
     )
@@ -39,7 +39,7 @@ def test_the_lock() -> None:
 
 
 def test_an_index_out_of_reach() -> None:
-    """One sentence says what to set, and nothing is installed."""
+    """Without the index one sentence says what to set, and nothing is installed."""
     index = f"http://127.0.0.1:{free_port()}"
     environ = {"PATH": os.defpath, "PIP_INDEX_URL": f"{index}/simple", "PIP_CONFIG_FILE": os.devnull}
     command = ["sh", str(REQUIREMENTS / "torch"), sys.executable, "-m", "pip", "install", "--quiet", "--dry-run"]
@@ -112,7 +112,7 @@ def write_lock(lock: Path, index: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_lock_is_written_from_the_index(lock: Path, index: str) -> None:
-    """Every build of the version, for Linux and for macOS, with the index's hashes."""
+    """`make lock` writes every build of the version for Linux and macOS, with the index's hashes."""
     run = write_lock(lock, index)
     assert run.returncode == 0, run.stderr
     text = (lock.parent / "torch.txt").read_text()
@@ -123,6 +123,7 @@ def test_the_lock_is_written_from_the_index(lock: Path, index: str) -> None:
 
 
 def test_the_lock_stays_without_the_index(lock: Path) -> None:
+    """Without the index the lock stays as it is."""
     before = (lock.parent / "torch.txt").read_text()
     run = write_lock(lock, f"http://127.0.0.1:{free_port()}")
     assert run.returncode == 1

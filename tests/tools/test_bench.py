@@ -1,4 +1,4 @@
-"""make bench and make soak measure what the README shows; tests/tools/test_bench_report.py is about how it is shown."""
+"""make bench and make soak measure the figures of the documents; test_bench_report.py is about showing them."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def quick(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_the_server_against_the_engine() -> None:
-    """Rates of each, milliseconds of one client, and the ratios of the same round."""
+    """The comparison has rates, the milliseconds of one client, and ratios of the same round."""
     settings, texts = load.settings(), load.mixed_texts()
     encode = engine.encode_with(engine.load(settings, "model_int8.onnx"))
     found = serving.compare(settings, texts, {"int8": encode})
@@ -41,7 +41,7 @@ def test_the_server_against_the_engine() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_latencies_and_fairness() -> None:
-    """Percentiles rise, for each number of clients and each length; alone and beside large batches."""
+    """Percentiles rise for each number of clients and length, alone and beside large batches."""
     settings, texts = load.settings(), load.mixed_texts()
     encoder = engine.load(settings, "model_int8.onnx")
     found = serving.latencies(settings, texts, encoder)
@@ -54,7 +54,7 @@ def test_latencies_and_fairness() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_overload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten times as many requests are sent as can be answered, and what is answered is counted."""
+    """Ten times the capacity is sent, and the responses are counted."""
     monkeypatch.setenv("MAX_QUEUE", "40")  # more than the clients that measure what can be answered
     monkeypatch.setattr(serving, "OVERLOAD_PAUSE_SECONDS", 0.02)
     found = serving.overload(load.settings(), load.mixed_texts())
@@ -64,7 +64,7 @@ def test_overload(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_start_and_memory() -> None:
-    """Seconds to the first vector, megabytes of a worker."""
+    """Start and memory are seconds to the first vector and megabytes of a worker."""
     found = serving.start_and_memory(load.settings())
     assert 0 < found["start_seconds"] < 60 and found["memory"]["one_worker_mb"] > 10
 
@@ -83,7 +83,7 @@ def test_soak(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 @pytest.mark.skipif(cpu.available_cpus() < 2, reason="wrk needs a second CPU")
 def test_one_cpu() -> None:
-    """Each load has texts/s, rising percentiles and CPU time; this process may use all its CPUs again."""
+    """Each load has texts/s, rising percentiles and CPU time; afterwards this process may use all its CPUs."""
     before = os.sched_getaffinity(0)
     found = one_cpu.measure(load.settings(), load.mixed_texts())
     assert os.sched_getaffinity(0) == before
@@ -98,7 +98,7 @@ def test_one_cpu() -> None:
 @pytest.mark.usefixtures("quick")
 @pytest.mark.skipif(cpu.available_cpus() < 2, reason="wrk needs a second CPU")
 def test_one_cpu_server_has_one_cpu() -> None:
-    """Pinned, the server counts one CPU; the load runs on another."""
+    """A pinned server counts one CPU; the load runs on another."""
     with one_cpu.one_cpu_server(load.settings()) as server:
         load.wait_for_first_vector(server)
         assert requests.get(server.url, timeout=10).json()["cpu"]["available"] == 1

@@ -1,4 +1,4 @@
-"""docs/capacity.md: its results follow from its inputs, and its inputs from what was measured."""
+"""docs/capacity.md: its results follow from its inputs, and its inputs from measurements."""
 
 import json
 import math
@@ -80,7 +80,7 @@ SPEC = yaml.safe_load((ROOT / "service.yaml").read_text(encoding="utf-8"))["spec
 
 
 def test_deployed_inputs() -> None:
-    """An instance is what service.yaml asks for, and takes the concurrency that the page gives the reasons for."""
+    """The inputs for an instance and its concurrency are those of service.yaml."""
     spec = SPEC
     limits = spec["containers"][0]["resources"]["limits"]
     assert limits == {"cpu": f"{INPUTS['vcpus']:g}", "memory": f"{INPUTS['memory_gib']:g}Gi"}
@@ -90,7 +90,7 @@ def test_deployed_inputs() -> None:
 
 @pytest.mark.full_size
 def test_tokens_of_the_mixed_texts(full_size_model: Path) -> None:
-    """The mean tokens that the job's line starts from, cut as the server cuts."""
+    """mean_tokens is the mean length of the mixed texts, truncated as by the server."""
     model_folder = ModelFolder.load(full_size_model, Settings.model_path, Settings.tokenizer_path)
     tokenizer = Tokenizer.load(model_folder.tokenizer_file)
     specials = len(tokenizer.prefix) + len(tokenizer.suffix)
@@ -103,7 +103,7 @@ def test_tokens_of_the_mixed_texts(full_size_model: Path) -> None:
 
 
 def test_size_of_a_reply() -> None:
-    """A vector of length 1 as JSON; and MAX_TEXTS of the longest that there can be are no response that fails."""
+    """reply_kb is the size of a vector of length 1 as JSON, and the largest response is below the limit."""
     dimension = int(INPUTS["dimension"])
     drawn = np.random.default_rng(1).normal(size=(1000, dimension))
     vectors = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
@@ -121,7 +121,7 @@ def kilobytes(vectors: NDArray[np.float32]) -> float:
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("size", [1, 32])
 def test_formulas(rate: str, size: int) -> None:
-    """Every row by the page's formulas, written a second time."""
+    """Every row follows from the page's formulas, computed here independently."""
     i = INPUTS
     row = next(row for row in BY_RATE if row[:2] == [rate, str(size)])
     requests, instances, slow, by_request, by_instance, million, vms = map(figure, row[2:])
@@ -150,7 +150,7 @@ def test_formulas(rate: str, size: int) -> None:
 
 
 def test_one_instance() -> None:
-    """An idle minimum instance, a kept one, where the two billings meet, and the share of requests that wait."""
+    """The table of one instance follows from the formulas."""
     i = INPUTS
     idle, kept, even, share = (figure(row[1]) for row in ONE_INSTANCE)
     month = i["month_seconds"]
@@ -163,14 +163,14 @@ def test_one_instance() -> None:
 
 
 def test_the_jobs_rows() -> None:
-    """One for each length of text, the mixed texts' among them."""
+    """The job has a row for each length of text, including the mixed texts' mean."""
     assert [row[0] for row in JOB] == TOKENS
     assert f"{INPUTS['mean_tokens']:g}" in TOKENS and f"{INPUTS['page_tokens']:g}" in TOKENS
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_job(tokens: str) -> None:
-    """Each of the job's rows by the page's formulas, written a second time."""
+    """Each row of the job follows from the page's formulas, computed here independently."""
     i = INPUTS
     rate, needed, ten, hundred, thousand, by_request, by_instance = map(
         figure, next(row for row in JOB if row[0] == tokens)[1:]
@@ -221,7 +221,7 @@ def test_own_numbers() -> None:
 
 
 def test_every_input_is_an_option() -> None:
-    """Also those that only matter in one table."""
+    """Every input is an option of the command."""
     usage = scaling("--help")
     for name in INPUTS:
         assert f"--{name.replace('_', '-')}" in usage

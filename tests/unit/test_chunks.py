@@ -1,4 +1,4 @@
-"""Chunks of a long text have, one after the other, the tokens that the library gives the whole text."""
+"""Chunks: their tokens, one after the other, are the tokens that the library gives the whole text."""
 
 import random
 import sys
@@ -121,13 +121,13 @@ def book(white: str, characters: int) -> str:
 @settings(max_examples=300, deadline=None)
 @given(parts=st.lists(st.one_of(st.sampled_from(PARTS), st.sampled_from(SPACES), st.text(max_size=2)), max_size=30))
 def test_any_text_of_unigram(name: str, parts: list[str]) -> None:
-    """Words, marks, special tokens and odd characters, with any white space between some of them."""
+    """Any text of words, marks, special tokens, odd characters and white space has the library's tokens (Unigram)."""
     assert is_equal(SMALL[name], "".join(parts).encode("utf-8", "ignore").decode())
 
 
 @pytest.mark.usefixtures("cut_everywhere")
 def test_any_text_of_word_piece(word_piece: Pair) -> None:
-    """BERT's tokenizer deletes controls and marks, and puts spaces around Chinese characters."""
+    """Any text has the library's tokens with BERT's tokenizer, which deletes controls and marks and spaces Chinese."""
     choice = random.Random(0)
     assert [text for text in (random_text(choice) for _ in range(3_000)) if not is_equal(word_piece, text)] == []
 
@@ -135,14 +135,14 @@ def test_any_text_of_word_piece(word_piece: Pair) -> None:
 @pytest.mark.usefixtures("cut_everywhere")
 @pytest.mark.parametrize("white", [*chunks.WHITE_SPACE, "\r\n"], ids=ascii)
 def test_every_kind_of_white_space_is_a_place_to_cut(word_piece: Pair, white: str) -> None:
-    """Between two letters."""
+    """A text may be cut at every kind of white space between two letters."""
     for pair in (word_piece, SMALL["as the stand-in"]):
         assert is_cut(pair, f"aa{white}bb{white * 3}aa。{white}「bb")
 
 
 @pytest.mark.usefixtures("cut_everywhere")
 def test_no_cut_where_white_space_separates_no_words() -> None:
-    """With NFKC alone a line break is a character like others; so is any white space where an added token has some."""
+    """A text is not cut where white space does not separate words: with NFKC alone, or in an added token."""
     assert is_cut(SMALL["only NFKC"], "aa bb") and not is_cut(SMALL["only NFKC"], "aa\nbb")
     library = xlm_roberta()
     library.add_tokens(["aa bb"])
@@ -154,7 +154,7 @@ def test_no_cut_where_white_space_separates_no_words() -> None:
 
 @pytest.mark.parametrize("white", ["\n", "\t", "\r\n", "\u3000", "\u00a0", "\n\u3000"], ids=ascii)
 def test_a_japanese_book(word_piece: Pair, white: str) -> None:
-    """A book's only white space is between paragraphs; truncated or not, it has the library's tokens."""
+    """A book with white space only between paragraphs has the library's tokens, truncated or not."""
     text = book(white, 15_000)
     for pair in (word_piece, SMALL["as the stand-in"]):
         assert is_equal(pair, text) and is_equal(pair, text, 256)
@@ -164,7 +164,7 @@ def test_a_japanese_book(word_piece: Pair, white: str) -> None:
 @pytest.mark.full_size
 @pytest.mark.parametrize("white", ["\n", "\t", "\r\n", "\u3000", "\u00a0", "\n\u3000"], ids=ascii)
 def test_a_japanese_book_at_full_size(full_size: Pair, white: str) -> None:
-    """The same with 250,000 tokens."""
+    """A book has the library's tokens with a vocabulary of 250,000 tokens, too."""
     text = book(white, 15_000)
     assert is_equal(full_size, text) and is_equal(full_size, text, 256)
 
@@ -172,7 +172,7 @@ def test_a_japanese_book_at_full_size(full_size: Pair, white: str) -> None:
 @pytest.mark.full_size
 @pytest.mark.usefixtures("cut_everywhere")
 def test_any_text_at_full_size(full_size: Pair) -> None:
-    """5,000 random texts."""
+    """5,000 random texts have the library's tokens with a vocabulary of 250,000 tokens."""
     choice = random.Random(0)
     assert [text for text in (random_text(choice) for _ in range(5_000)) if not is_equal(full_size, text)] == []
 
@@ -180,7 +180,7 @@ def test_any_text_at_full_size(full_size: Pair) -> None:
 @pytest.mark.full_size
 @pytest.mark.usefixtures("cut_everywhere")
 def test_every_character_before_and_after_a_cut(full_size: Pair, word_piece: Pair) -> None:
-    """All of Unicode, 64 characters in a text, each kind of white space between some of them."""
+    """All of Unicode, 64 characters in a text with each kind of white space, has the library's tokens."""
     everything = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
     rows = [everything[start : start + 64] for start in range(0, len(everything), 64)]
     texts = [SPACES[number % len(SPACES)].join(row) for number, row in enumerate(rows)]

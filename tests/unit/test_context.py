@@ -1,4 +1,4 @@
-"""RequestContext: what is known of one request, and its log line."""
+"""RequestContext: the facts of one request, and its log line."""
 
 import json
 import subprocess

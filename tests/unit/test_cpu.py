@@ -1,4 +1,4 @@
-"""CPUs are counted from the quota, not from the host."""
+"""The number of CPUs: from the quota, not from the host."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_cgroup_v2(tmp_path: Path, quota: str, cpus: int) -> None:
 
 @pytest.mark.parametrize(("quota", "cpus"), [("-1", 8), ("200000", 2)])
 def test_cgroup_v1(tmp_path: Path, quota: str, cpus: int) -> None:
-    """The same of cgroup v1."""
+    """The quota of cgroup v1 limits the affinity's count, too."""
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text(quota + "\n")
     (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")

@@ -46,7 +46,7 @@ def fp32(tiny_model: Path) -> Encoder:
 
 
 def test_fp32_equals_sentence_transformers(fp32: Encoder, reference: Any) -> None:
-    """Raw vectors, empty and over-long texts included."""
+    """FP32 gives sentence-transformers' raw vectors, also for empty and over-long texts."""
     np.testing.assert_allclose(fp32.encode(TEXTS).vectors, reference.encode(TEXTS), atol=2e-6)
 
 
@@ -65,7 +65,7 @@ def test_unknown_prompt_name(fp32: Encoder) -> None:
 
 
 def test_tokens_and_truncated(fp32: Encoder, reference: Any) -> None:
-    """tokens is the true length, specials included; truncated says that it is over max_length."""
+    """tokens is the true length with special tokens; truncated says whether it is over max_length."""
     result = fp32.encode(TEXTS)
     true = [len(reference.tokenizer(text, verbose=False)["input_ids"]) for text in TEXTS]
     assert result.tokens == true
@@ -74,19 +74,19 @@ def test_tokens_and_truncated(fp32: Encoder, reference: Any) -> None:
 
 
 def test_exactly_max_length_is_not_truncated(fp32: Encoder) -> None:
-    """64 tokens fit, 65 do not."""
+    """A text of 64 tokens is not truncated, one of 65 is."""
     result = fp32.encode(["the " * 62, "the " * 63])
     assert (result.tokens, result.truncated) == ([64, 65], [False, True])
 
 
 def test_truncate_false_names_the_text_and_its_length(fp32: Encoder) -> None:
-    """Nothing is computed, the first text that is too long is named."""
+    """With truncate false nothing is computed, and the first text that is too long is named."""
     with pytest.raises(TextTooLong, match="Text 1 has 102 tokens, over the limit of 64"):
         fp32.encode(["a", "the " * 100, "the " * 200], truncate=False)
 
 
 def test_long_texts_are_counted_whole(fp32: Encoder, reference: Any) -> None:
-    """A text over CHUNK_CHARACTERS has the same tokens and vector as in one piece, with spaces or without."""
+    """A text over CHUNK_CHARACTERS has the tokens and vector of the whole text, with or without spaces."""
     words = [*tiny.WORDS, " ", "\n", "\u3000", "xyz", "é́", "##a", "[MASK]", "[MASK] ", " [SEP]", "▁the", "\x00"]
     for space in (" ", "\r\n", "\u3000"):
         text = space.join(random.Random(1).choices(words, k=4 * CHUNK_CHARACTERS)).replace(" ", space)
@@ -102,7 +102,7 @@ def check_long_text(fp32: Encoder, reference: Any, text: str) -> None:
 
 @pytest.mark.parametrize("space", [" ", "\n", "\u3000", "\r\n"], ids=ascii)
 def test_a_book_without_white_space_is_refused(fp32: Encoder, space: str) -> None:
-    """Its memory would be unbounded; 100,000 characters without white space, and any number with some, are fine."""
+    """A text of over 100,000 characters without white space is refused; with white space any length is accepted."""
     assert fp32.encode(["a" * 100_000, "a" * 90_000 + space + "a" * 90_000]).tokens == [3, 4]
     with pytest.raises(TextTooLong, match="Text 0 has 100001 characters without white space, over the limit of 100000"):
         fp32.encode(["a" * 100_001])
@@ -118,7 +118,7 @@ def test_no_texts(fp32: Encoder) -> None:
 def test_a_vector_is_a_function_of_its_text(
     tiny_encoder: Encoder, tiny_model: Path, texts: list[str], seed: int
 ) -> None:
-    """Alone or together, in any order, concurrently, cached or not: the same bits."""
+    """A vector has the same bits alone or together, in any order, concurrently, cached or not."""
     alone = {text: tiny_encoder.encode([text]).vectors[0].tobytes() for text in texts}
     cached = CACHED.setdefault(tiny_model, open_encoder(tiny_model, cache_size=4))
     orders = [random.Random(seed + i).choices(texts, k=len(texts)) for i in range(4)]
@@ -132,7 +132,7 @@ CACHED: dict[Path, Encoder] = {}
 
 
 def test_duplicates_are_computed_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five times the same text is one run; the cache makes the next request none."""
+    """A text that occurs five times is computed once, and not at all in the next request (cache)."""
     runs = count_runs(monkeypatch)
     encoder = open_encoder(tiny_model, cache_size=10)
     runs.clear()
@@ -143,7 +143,7 @@ def test_duplicates_are_computed_once(tiny_model: Path, monkeypatch: pytest.Monk
 
 
 def test_the_cache_forgets_what_was_unused_longest(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for two, the third text drives out the one not asked for since."""
+    """A cache with room for two drops the entry that was unused for longest."""
     runs = count_runs(monkeypatch)
     encoder = open_encoder(tiny_model, cache_size=2)
     for text in ("a", "b", "a", "c"):
@@ -156,7 +156,7 @@ def test_the_cache_forgets_what_was_unused_longest(tiny_model: Path, monkeypatch
 
 
 def test_a_cached_text_knows_its_prompt_and_length(tiny_model: Path) -> None:
-    """The cache holds what the model sees: prompts make another text, truncation is still told."""
+    """The cache keeps texts with different prompts apart, and still reports truncation."""
     encoder = open_encoder(tiny_model, cache_size=10)
     for _ in range(2):
         plain, prompted = encoder.encode(["cat"]), encoder.encode(["cat"], prompt_name="query")
@@ -180,13 +180,13 @@ def test_an_error_in_one_text_ends_the_request_and_not_the_encoder(
 
 
 def test_max_length_over_the_model(tiny_model: Path) -> None:
-    """A MAX_LENGTH that the model has no positions for stops the boot."""
+    """A MAX_LENGTH over the model's positions stops the start."""
     with pytest.raises(BootError, match="MAX_LENGTH is 129, over the model's 128 positions"):
         open_encoder(tiny_model, max_length=129)
 
 
 def test_the_self_check_does_not_depend_on_max_length(tiny_model: Path) -> None:
-    """A MAX_LENGTH below the golden text's length is no reason to fail."""
+    """The self-check passes with a MAX_LENGTH below the golden text's length."""
     assert open_encoder(tiny_model, max_length=3).not_ready_reason is None
 
 

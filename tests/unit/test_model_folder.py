@@ -1,4 +1,4 @@
-"""The model folder: any manifest is read or refused in one line, and a change of a served file is noticed."""
+"""The model folder: any manifest is read or refused in one line, and changed files are detected."""
 
 import copy
 import json
@@ -144,12 +144,12 @@ def refusal(folder: Path) -> str | None:
 
 
 def test_a_valid_manifest(folder: Path) -> None:
-    """It is read, and written again as it was."""
+    """A valid manifest is read, and written again unchanged."""
     assert refusal(folder) is None
 
 
 def test_any_value_anywhere(folder: Path) -> None:
-    """One place of a valid manifest has another value, is missing, or has another name: its field is named."""
+    """A manifest with another value, a missing or a renamed field anywhere is read or refused by the field's name."""
     content = valid(folder)
     accepted = 0
     for path in paths(content):
@@ -172,7 +172,7 @@ def test_any_value_anywhere(folder: Path) -> None:
 
 
 def test_many_values_anywhere(folder: Path) -> None:
-    """Up to four changes at once, 5,000 times."""
+    """Manifests with up to four random changes are read or refused, 5,000 times."""
     choice = random.Random(0)
     for _ in range(5_000):
         content = valid(folder)
@@ -207,7 +207,7 @@ def test_many_values_anywhere(folder: Path) -> None:
     ],
 )
 def test_fields_that_make_no_sense(folder: Path, change: dict[str, Any], expected: str) -> None:
-    """The sentence names the file and the field."""
+    """A field with an impossible value is refused with the names of file and field."""
     content = valid(folder)
     for name, value in change.items():
         content[name] = {**content[name], **value} if isinstance(value, dict) else value
@@ -241,14 +241,14 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
     ids=range(19 + 1),
 )
 def test_files_that_are_no_manifest(folder: Path, content: bytes) -> None:
-    """Not JSON, not UTF-8, too deep, too large."""
+    """A file that is not JSON, not UTF-8, too deep or too large is refused."""
     (folder / "manifest.json").write_bytes(content)
     line = refusal(folder)
     assert line is not None and line.startswith(f"{folder}/manifest.json")
 
 
 def test_a_manifest_that_cannot_be_opened(folder: Path) -> None:
-    """A folder of that name."""
+    """A folder in place of the manifest is refused."""
     (folder / "manifest.json").unlink()
     (folder / "manifest.json").mkdir()
     assert refusal(folder) == f"{folder}/manifest.json cannot be read (Is a directory) – run `make model`."
@@ -274,14 +274,14 @@ def hashed(checked: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_nothing_has_changed(checked: ModelFolder, hashed: list[Path]) -> None:
-    """No file is hashed."""
+    """Unchanged files are not hashed again."""
     assert checked.changed() is None
     assert hashed == []
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_overwritten_in_place(checked: ModelFolder, folder: Path, name: str) -> None:
-    """Also by as many bytes, and with the time of modification set back."""
+    """An overwritten file is detected, also with the same size and modification time."""
     file = folder / name
     before = file.stat()
     time.sleep(0.02)  # the kernel's clock for files has steps of up to 10 ms
@@ -295,7 +295,7 @@ def test_a_file_is_overwritten_in_place(checked: ModelFolder, folder: Path, name
 def test_a_changed_file_is_hashed_once_and_may_come_back(
     checked: ModelFolder, hashed: list[Path], folder: Path
 ) -> None:
-    """The sentence stays until the content is the manifest's again."""
+    """The reason stays until the file has its old content again; the changed file is hashed once."""
     file = folder / INT8
     content = file.read_bytes()
     file.write_bytes(content + b" ")
@@ -307,7 +307,7 @@ def test_a_changed_file_is_hashed_once_and_may_come_back(
 
 
 def test_a_file_is_replaced(checked: ModelFolder, folder: Path) -> None:
-    """By another one, then by a copy of itself."""
+    """A replaced file is detected; a copy of the original is accepted."""
     file, other = folder / INT8, folder / "other"
     content = file.read_bytes()
     other.write_bytes(b"other")
@@ -319,14 +319,14 @@ def test_a_file_is_replaced(checked: ModelFolder, folder: Path) -> None:
 
 
 def test_a_file_is_only_touched(checked: ModelFolder, hashed: list[Path], folder: Path) -> None:
-    """It is hashed once, and is the same."""
+    """A touched file is hashed once, and accepted."""
     os.utime(folder / INT8, (1, 1))
     assert checked.changed() is None and checked.changed() is None
     assert hashed == [folder / INT8]
 
 
 def test_a_file_is_deleted(checked: ModelFolder, folder: Path) -> None:
-    """And put back."""
+    """A deleted file is detected, and accepted again when it is put back."""
     file = folder / "tokenizer/pieces.npy"
     file.rename(folder / "elsewhere")
     assert checked.changed() == (
@@ -338,7 +338,7 @@ def test_a_file_is_deleted(checked: ModelFolder, folder: Path) -> None:
 
 
 def test_check_begins_anew(checked: ModelFolder, folder: Path) -> None:
-    """A worker that starts later reads the files again."""
+    """check() hashes all files again, as a worker that starts later does."""
     (folder / INT8).write_bytes(b"other")
     with pytest.raises(BootError, match=r"model_int8\.onnx is not the file of its manifest\.json \(sha256"):
         checked.check()

@@ -1,4 +1,4 @@
-"""Scheduler: bounded, fair, in order, on time, and not stopped by errors. Each case is a process: it runs in gevent."""
+"""Scheduler: bounded, fair, in order, on time, and not stopped by errors. Each case runs gevent in a process."""
 
 import subprocess
 import sys

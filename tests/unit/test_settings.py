@@ -1,4 +1,4 @@
-"""Settings: defaults, and malformed values that stop the boot."""
+"""Settings: defaults, and malformed values that stop the start."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_malformed_value(name: str, value: str) -> None:
 
 
 def test_cpus_decide_on_workers_and_capacity() -> None:
-    """CPUS overrules what is counted; a worker for every 4 CPUs, which share them."""
+    """CPUS overrides the detected number; there is one worker for every 4 CPUs, and they share them."""
     for cpus, workers, capacity in ((1, 1, 1), (2, 1, 2), (8, 2, 4)):
         settings = Settings.from_env({"CPUS": str(cpus)})
         assert (settings.web_concurrency, settings.capacity) == (workers, capacity)
@@ -54,5 +54,5 @@ def test_cpus_decide_on_workers_and_capacity() -> None:
 
 
 def test_every_worker_computes() -> None:
-    """All CPUs are used however many workers are asked for."""
+    """All CPUs are used whatever the number of workers is."""
     assert min(Settings(web_concurrency=workers).capacity for workers in (1, 2, 3)) >= 1

@@ -80,7 +80,7 @@ def full_size(full_size_model: Path) -> tuple[AppTokenizer, AppTokenizer]:
 
 
 def test_what_a_model_puts_around_a_text(tiny: tuple[AppTokenizer, AppTokenizer]) -> None:
-    """<s> before and </s> after, by their own ids."""
+    """The special tokens <s> and </s> around a text have their own ids."""
     for tokenizer in tiny:
         assert (tokenizer.prefix, tokenizer.suffix) == ([0], [2])
 
@@ -94,14 +94,14 @@ def test_what_a_model_puts_around_a_text(tiny: tuple[AppTokenizer, AppTokenizer]
     ],
 )
 def test_texts_that_are_hard(tiny: tuple[AppTokenizer, AppTokenizer], text: str) -> None:
-    """Ties, unknown characters, special tokens written out, more text than a block."""
+    """Equal scores, unknown characters, literal special tokens and long texts give the library's ids."""
     compare(*tiny, text)
 
 
 @settings(max_examples=500, deadline=None)
 @given(parts=st.lists(st.sampled_from([*VOCABULARY, *SPECIALS, " ", "京", "y"]) | st.text(max_size=3), max_size=20))
 def test_any_text(tiny: tuple[AppTokenizer, AppTokenizer], parts: list[str]) -> None:
-    """Whatever is put together from pieces, special tokens and any other characters."""
+    """Any text of tokens, special tokens and other characters gives the library's ids."""
     compare(*tiny, "".join(parts).encode("utf-8", "ignore").decode())
 
 
@@ -167,7 +167,7 @@ def documents() -> Iterator[str]:
 
 @pytest.mark.full_size
 def test_documents_and_message_catalogues(full_size: tuple[AppTokenizer, AppTokenizer]) -> None:
-    """Texts in the languages that people set their machines to: of many DOCUMENTS, evenly spread."""
+    """Documents and message catalogues in many languages give the library's ids."""
     whole, split = full_size
     texts = list(dict.fromkeys(documents()))
     texts = texts[:: len(texts) // DOCUMENTS or 1]
@@ -178,7 +178,7 @@ def test_documents_and_message_catalogues(full_size: tuple[AppTokenizer, AppToke
 
 @pytest.mark.full_size
 def test_ids_become_the_text_again(full_size: tuple[AppTokenizer, AppTokenizer]) -> None:
-    """Also of pieces in scripts without spaces; ids of every tenth piece have the library's names."""
+    """Ids decode to the library's text, and every tenth token to its name."""
     whole, split = full_size
     for text in ("動的計画法とグラフ理論", "the cat sat on a mat", "สวัสดี ครับ", "😀 ok"):
         assert split.decode([0, *split(text), 2]) == text
