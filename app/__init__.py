@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Callable
+from typing import Any
 
 from flask import Flask
 
@@ -12,6 +14,13 @@ from app.routes import VERSION, bigquery, native, openai, ops, tei
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+
+class App(Flask):
+    """Flask without its check for asynchronous functions at each call: this app has none."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        return func
 
 
 def create_app(settings: Settings | None = None, encoder: Encoder | None = None) -> Flask:
@@ -34,7 +43,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
             threads=settings.capacity,
             cache_size=settings.cache_size,
         )
-    app = Flask(__name__, static_folder=None)
+    app = App(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # an unknown path gets 404 in JSON, not a redirect
     app.extensions["settings"] = settings
     app.extensions["encoder"] = encoder

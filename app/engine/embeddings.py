@@ -1,6 +1,6 @@
 """Embeddings: the encoder's result, vectors with token counts and times."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +9,7 @@ Vector = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Embeddings:
+class Embeddings(NamedTuple):
     """The result of `Encoder.encode` for n texts.
 
     rows: n vectors, (dim,) float32, read-only; equal texts share one. tokens: token count of each text before

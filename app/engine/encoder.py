@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ from app.errors import BootError, InvalidRequest, NotReady, TextTooLong
 MAX_LENGTH = 256
 
 
-@dataclass(frozen=True)
-class Cached:
+class Cached(NamedTuple):
     """Cache entry of a text: its vector, (dim,) float32, and its token count before truncation."""
 
     vector: Vector
@@ -145,29 +144,31 @@ class Encoder:
         began = time.monotonic()
         prefix = self.prompt(prompt, prompt_name)
         full = [prefix + text for text in texts] if prefix else list(texts)
-        first_index: dict[str, int] = {}
-        for index, text in enumerate(full):
-            first_index.setdefault(text, index)
         entries: dict[str, Cached] = {}
         missing: dict[str, Tokenized] = {}
-        for text, index in first_index.items():
-            if entry := self._cache.get(text):
-                entries[text] = entry
-            else:
-                missing[text] = self.tokenizer.encode(text, self.max_length, runner, texts=len(full), index=index)
-            runner.pause()
-        lengths = {text: item.tokens for text, item in (entries | missing).items()}
-        tokens = [lengths[text] for text in full]
+        tokens: list[int] = []
+        hits = 0
+        for index, text in enumerate(full):
+            found = entries.get(text) or missing.get(text)
+            if found is None:
+                if index:
+                    runner.pause()
+                if entry := self._cache.get(text):
+                    found = entries[text] = entry
+                else:
+                    found = self.tokenizer.encode(text, self.max_length, runner, texts=len(full), index=index)
+                    missing[text] = found
+            hits += text in entries
+            tokens.append(found.tokens)
         truncated = self._truncated(tokens, truncate)
-        hits = sum(text in entries for text in full)
         tokenized = time.monotonic()
         # longest texts first, so that all threads finish at about the same time
         order = sorted(missing, key=lambda text: -len(missing[text].ids))
 
         def keep(index: int, vector: Vector) -> None:
             text = order[index]
-            entries[text] = Cached(vector, lengths[text])
-            self._cache.put(text, entries[text])
+            entries[text] = entry = Cached(vector, missing[text].tokens)
+            self._cache.put(text, entry)
 
         runner.run_all([missing[text].ids for text in order], keep)
         rows = [entries[text].vector for text in full]

@@ -2,8 +2,8 @@
 
 The `tokenizers` library does the work, with one exception. It needs 0.7 to 1.0 s and 285 MB to load a Unigram
 vocabulary of 250,000 tokens, most of it for its trie. The build therefore writes the trie as a table (build/unigram.py)
-that is mapped from the disk in a millisecond. The library still turns a text into characters (normalization, added
-tokens, words); unigram.py then searches their tokens with the library's own algorithm.
+that is mapped from the disk in a millisecond. characters.py turns a text into characters with the library's help;
+unigram.py then searches their tokens with the library's own algorithm.
 """
 
 import os
@@ -13,14 +13,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from app.engine.characters import Characters
 from app.engine.chunks import CHUNK_CHARACTERS, MAX_CHUNK_CHARACTERS, chunks, cut_pattern
 from app.engine.embeddings import Ids
 from app.engine.runner import Runner
@@ -38,8 +39,7 @@ Spans = NDArray[np.int32]
 _malloc_trim: Callable[[int], int] = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
 
 
-@dataclass(frozen=True)
-class Tokenized:
+class Tokenized(NamedTuple):
     """Token ids of a text. ids: (seq,) int64, truncated. tokens: count before truncation, special tokens included."""
 
     ids: Ids
@@ -52,6 +52,7 @@ class Tokenizer:
     def __init__(self, library: tokenizers.Tokenizer, unigram: Unigram | None = None) -> None:
         self._library = library
         self._unigram = unigram
+        self._characters = Characters(library) if unigram is not None else None
         self._cuts = cut_pattern(library)
         encoding = library.encode("a")
         mask = encoding.special_tokens_mask
@@ -77,8 +78,10 @@ class Tokenizer:
 
     def __call__(self, text: str) -> list[int]:
         """Return the ids of a text, without special tokens and not truncated."""
+        if self._characters is not None:
+            return self._ids(self._characters(text))
         # encode_batch_fast releases the interpreter lock and skips the offsets.
-        return self._ids(self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        return self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def encode(self, text: str, max_length: int, runner: Runner, *, texts: int = 1, index: int = 0) -> Tokenized:
         """Tokenize a text of any length and truncate it to max_length tokens. It is text `index` of `texts`.

@@ -57,6 +57,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self.encoder, settings = app.extensions["encoder"], app.extensions["settings"]
         self.worker_connections = min(self.worker_connections, connections_allowed())
         self.encoder.open()
+        # Gunicorn reads some 20 settings for each request, through Config.__getattr__: attributes are found at once.
+        self.cfg.__dict__.update((name, setting.get()) for name, setting in self.cfg.settings.items())
         metrics.start_worker(settings.capacity, settings.max_queue)
         self.settings = settings
         self.paths = {rule.rule for rule in app.url_map.iter_rules()}

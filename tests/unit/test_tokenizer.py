@@ -35,12 +35,16 @@ CATALOGUES = Path("/usr/share/locale")
 DOCUMENTS = 20_000
 
 
-def write_unigram_folder(folder: Path) -> Path:
-    """Write a model folder with only a tokenizer, of XLM-R's kind."""
+def write_unigram_folder(folder: Path, *, splits_white_space: bool = False) -> Path:
+    """Write a model folder with only a tokenizer, of XLM-R's kind. splits_white_space: with WhitespaceSplit, too."""
     vocabulary = [*((special, 0.0) for special in SPECIALS[:4]), *VOCABULARY.items(), ("<mask>", 0.0)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=False))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    words: pre_tokenizers.PreTokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    if splits_white_space:
+        tokenizer.normalizer = None
+        words = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), words])
+    tokenizer.pre_tokenizer = words
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=False)
     tokenizer.add_special_tokens(SPECIALS[:4] + [AddedToken("<mask>", lstrip=True)])
     tokenizer.add_tokens(["▁ab z"])
@@ -67,9 +71,9 @@ def compare(whole: AppTokenizer, split: AppTokenizer, text: str) -> None:
         assert decoded[0] == decoded[1]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[AppTokenizer, AppTokenizer]:
-    folder = write_unigram_folder(tmp_path_factory.mktemp("tokenizer"))
+@pytest.fixture(scope="module", params=[False, True], ids=["metaspace", "white space, metaspace"])
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[AppTokenizer, AppTokenizer]:
+    folder = write_unigram_folder(tmp_path_factory.mktemp("tokenizer"), splits_white_space=request.param)
     assert build_unigram.write(folder)
     return both(folder)
 
@@ -88,7 +92,24 @@ def test_what_a_model_puts_around_a_text(tiny: tuple[AppTokenizer, AppTokenizer]
 @pytest.mark.parametrize(
     "text",
     [
-        *("", " ", "a", "aab ab", "a  b", "▁▁a", "a▁b", "aaaaaaa", "xy", "xyz", "東京都", "東京京都", "\0", "x🧿🧿 🧿"),
+        *(
+            "",
+            " ",
+            "a",
+            "aab ab",
+            "a  b",
+            "▁▁a",
+            "a▁b",
+            "aaaaaaa",
+            "xy",
+            "xyz",
+            "東京都",
+            "東京京都",
+            "\0",
+            "x🧿🧿 🧿",
+            "a\x1cb",
+            "a\x85\u3000b\n",
+        ),
         *("<s>", "＜ｓ＞", "a<unk>b", "🧿<unk>🧿", "x<mask>  <mask> a", "▁ab z", "ab z", "ﷺ", "<s", "a" * 10_000),
         "東京" * 5000 + "x" * 5000,
     ],

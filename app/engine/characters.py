@@ -1,0 +1,44 @@
+"""Characters: text -> the character codes that a Unigram vocabulary is searched with."""
+
+import re
+
+import tokenizers
+
+from app.engine.unigram import WORD_START
+
+# Code of characters that no token has.
+UNKNOWN = 0
+# White space for Python but not for the library: https://docs.python.org/3/library/stdtypes.html#str.isspace
+# and https://www.unicode.org/reports/tr44/#White_Space
+SEPARATORS = "\x1c\x1d\x1e\x1f"
+
+
+class Characters:
+    """Returns exactly the codes that characters.json gives in the library, in half of its time.
+
+    The library normalizes. What follows is a replacement and a dictionary: WORD_START before each word, and the code of
+    each character. Texts that may contain an added token, or WORD_START itself, are left to the library.
+    """
+
+    def __init__(self, library: tokenizers.Tokenizer) -> None:
+        self._library = library
+        self._normalizer = library.normalizer
+        self._codes = library.get_vocab(with_added_tokens=False)
+        added = {token.content[0] for token in library.get_added_tokens_decoder().values()}
+        self._is_special = re.compile(f"[{re.escape(''.join({WORD_START, *SEPARATORS, *added}))}]").search
+        # WhitespaceSplit makes two words of it, Metaspace alone three.
+        self._splits_at_white_space = len(library.pre_tokenizer.pre_tokenize_str("a  b")) == 2
+
+    def __call__(self, text: str) -> list[int]:
+        normalized = self._normalizer.normalize_str(text) if self._normalizer else text
+        if self._is_special(text) or self._is_special(normalized):
+            # encode_batch_fast releases the interpreter lock and skips the offsets.
+            return self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        if self._splits_at_white_space:
+            words = WORD_START.join(["", *normalized.split()])
+        else:
+            words = normalized.replace(" ", WORD_START)
+            if words and words[0] != WORD_START:
+                words = WORD_START + words
+        code = self._codes.get
+        return [code(character, UNKNOWN) for character in words]
