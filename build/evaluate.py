@@ -46,11 +46,15 @@ def accuracy(vectors: Matrix, reference: Matrix, group_of: list[str], length_of:
     """Return the figures of n vectors against their reference, (n, dim) each, also by group and by length."""
     rows = cosines(vectors, reference)
     return {
-        **cosine_figures(rows),
+        **figures_by_group(rows, group_of),
         "pairwise_difference": round(pairwise_difference(vectors, reference), 6),
-        "by_group": _by_label(group_of, rows),
         "by_length": _by_label(length_of, rows),
     }
+
+
+def figures_by_group(cosines: NDArray[np.float64], group_of: list[str]) -> Report:
+    """Return the figures of cosines, (n,), also by group."""
+    return {**cosine_figures(cosines), "by_group": _by_label(group_of, cosines)}
 
 
 def cosine_figures(cosines: NDArray[np.float64]) -> Report:

@@ -2,8 +2,9 @@
 
 Of every four lines of a file, the first and the last are for calibration, the two between are held out. The
 quantization uses calibration() only. The verification (build/verify.py) measures only texts that it has not seen:
-held_out() and pairs(). For your own domain, add a file NAME.txt in UTF-8 with one text a line; half of it is used for
-each. Blank lines are skipped and do not count.
+held_out(), pairs() and unlike(), the texts of unlike/NAME.txt, whose kinds calibration does not have at all. For your
+own domain, add a file NAME.txt in UTF-8 with one text a line; half of it is used for each. Blank lines are skipped and
+do not count.
 """
 
 import codecs
@@ -14,6 +15,7 @@ from build import BuildError
 
 FOLDER = Path(__file__).parent
 PAIRS = "pairs.tsv"
+UNLIKE = "unlike"
 
 
 def texts(folder: Path = FOLDER) -> dict[str, list[str]]:
@@ -49,6 +51,17 @@ def held_out(folder: Path = FOLDER) -> dict[str, list[str]]:
     seen = {text for lines in calibration(folder).values() for text in lines}
     halves = {group: _half(lines, (1, 2)) for group, lines in texts(folder).items()}
     return {group: [text for text in lines if text not in seen] for group, lines in halves.items()}
+
+
+def unlike(folder: Path = FOLDER) -> dict[str, list[str]]:
+    """Return texts of kinds that calibration does not have, for verification only: group -> texts.
+
+    The group "empty" has what cannot be a line of a file.
+
+    Raises:
+        BuildError: a file is not UTF-8.
+    """
+    return {**texts(folder / UNLIKE), "empty": ["", " "]}
 
 
 def pairs(folder: Path = FOLDER) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """The model build, through `python -m build` and its steps, on tiny real models."""
 
+import functools
 import json
 import shutil
 import signal
@@ -52,7 +53,10 @@ def test_the_report_covers_every_group_and_length(tiny_model: Path) -> None:
     assert report["texts"] == sum(len(lines) for lines in texts.held_out().values()) >= 200
     assert report["pairs"]["texts"] == report["retrieval"]["queries"] == 2 * len(texts.pairs())
     assert report["neighbours"]["texts"] == report["texts"] + report["pairs"]["texts"]
-    assert report["fp32"]["min"] >= 0.99999
+    unlike = report["unlike"]
+    assert set(unlike["int8"]["by_group"]) == set(texts.unlike())
+    assert unlike["texts"] == sum(group["texts"] for group in unlike["int8"]["by_group"].values())
+    assert min(report["fp32"]["min"], unlike["fp32"]["min"]) >= 0.99999
     assert report["invariance"] == {"alone_equals_together": True}
     assert verify.failed_checks(report) == []
 
@@ -82,6 +86,8 @@ def test_the_same_build_twice_gives_the_same_bytes(tiny_source: Path, tiny_model
     [
         ("fp32", "min", verify.FP32_MIN_COSINE, 0, -1e-5),
         *(("int8", name, least, 0, -1e-4) for name, least in verify.INT8_COSINE.items()),
+        ("unlike.fp32", "min", verify.FP32_MIN_COSINE, 0, -1e-5),
+        *(("unlike.int8", name, least, 0, -1e-4) for name, least in verify.INT8_UNLIKE_COSINE.items()),
         ("int8", "pairwise_difference", verify.INT8_PAIRWISE_DIFFERENCE, -1e-6, 0),
         ("retrieval", "difference", -verify.INT8_RETRIEVAL_LOSS, 0, -1e-4),
         ("neighbours", "overlap", verify.INT8_NEIGHBOURS, 0, -1e-4),
@@ -90,11 +96,12 @@ def test_the_same_build_twice_gives_the_same_bytes(tiny_source: Path, tiny_model
 def test_the_gate(tiny_model: Path, part: str, figure: str, limit: float, good: float, bad: float) -> None:
     """Each figure below its limit gives one sentence with the limit; NaN fails."""
     report = json.loads((tiny_model / "report.json").read_text())
+    figures = functools.reduce(dict.__getitem__, part.split("."), report)
     for value in (limit + bad, float("nan")):
-        report[part][figure] = value
+        figures[figure] = value
         (sentence,) = verify.failed_checks(report)
         assert str(abs(limit)) in sentence
-    report[part][figure] = limit + good
+    figures[figure] = limit + good
     assert verify.failed_checks(report) == []
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from build import BuildError
-from build.texts import calibration, held_out, pairs, texts
+from build.texts import calibration, held_out, pairs, texts, unlike
 
 
 def test_each_file_is_half_for_calibration_and_half_for_the_proof() -> None:
@@ -23,6 +23,14 @@ def test_the_proof_is_of_what_calibration_has_not_seen() -> None:
     sides = [side for pair in pairs() for side in pair]
     assert not seen & {*(text for lines in held_out().values() for text in lines), *sides}
     assert len(set(sides)) == len(sides) >= 1000
+
+
+def test_kinds_that_calibration_does_not_have() -> None:
+    """The texts of unlike/ are only for the proof, and the empty text is one of them."""
+    strange = {text for lines in unlike().values() for text in lines}
+    assert {"", " "} < strange and len(strange) >= 100
+    assert not strange & {text for lines in texts().values() for text in lines}
+    assert {"repeated", "combining", "planes", "hash", "capitals", "digits"} < set(unlike())
 
 
 def test_a_file_of_the_users_own(tmp_path: Path) -> None:
