@@ -63,8 +63,9 @@ image-size image-start: $(venv)/.runtime $(venv)/.test ## measure the image's si
 audit: ## look the locked packages up in the database of known vulnerabilities
 	@sh requirements/audit
 
-bench: $(venv)/.runtime $(venv)/.build $(venv)/.test ## measure every figure of the documents, half an hour (PEERS=no: eight minutes)
+bench: $(venv)/.runtime $(venv)/.build $(venv)/.test ## measure every figure of the documents, three quarters of an hour (PEERS=no: eight minutes)
 	TORCH_INDEX='$(TORCH_INDEX)' $(bin)/python -m tools.bench
+	@[ '$(PEERS)' = no ] || $(bin)/python -m tools.bench.engines
 
 soak: $(venv)/.runtime $(venv)/.build $(venv)/.test ## twenty minutes at full load (SECONDS=…): memory must not grow
 	$(bin)/python -m tools.bench.soak

@@ -38,13 +38,15 @@ def _quota(cgroup: Path) -> float | None:
 
 
 def features(cpuinfo: Path = CPUINFO) -> dict[str, str | bool]:
-    """Return the machine's architecture and its vector instructions (VNNI multiplies INT8 in hardware)."""
+    """Return the machine's architecture and its instructions: VNNI and AMX multiply INT8 in hardware, BF16 bfloat16."""
     try:
         words = set(cpuinfo.read_text().split())
     except OSError:
         words = set()
     return {
         "architecture": platform.machine(),
+        "amx": "amx_int8" in words,
+        "bf16": bool(words & {"avx512_bf16", "amx_bf16"}),
         "vnni": bool(words & {"avx512_vnni", "avx_vnni"}),
         "avx512": "avx512f" in words,
         "avx2": "avx2" in words,

@@ -37,7 +37,8 @@ gunicorn.config.Config.limit_request_field_size gunicorn.config.Config.limit_req
 gunicorn.config.Config.limit_request_line gunicorn.config.Config.logger_class gunicorn.config.Config.loglevel
 gunicorn.config.Config.on_starting gunicorn.config.Config.post_worker_init gunicorn.config.Config.pre_fork
 gunicorn.config.Config.preload_app gunicorn.config.Config.sendfile gunicorn.config.Config.timeout
-gunicorn.config.Config.when_ready gunicorn.config.Config.worker_class gunicorn.config.Config.worker_connections
+gunicorn.config.Config.settings gunicorn.config.Config.when_ready
+gunicorn.config.Config.worker_class gunicorn.config.Config.worker_connections
 gunicorn.config.Config.worker_tmp_dir gunicorn.config.Config.workers gunicorn.config.Config.wsgi_app
 gunicorn.glogging.Logger.error_log gunicorn.glogging.Logger.setup(cfg)
 gunicorn.http.errors.ExpectationFailed gunicorn.http.errors.InvalidResponseHeader

@@ -130,7 +130,7 @@ def test_the_first_line(server: Server, busy: Server) -> None:
         "tiny",
         "int8",
     )
-    assert set(line["cpu"]) == {"architecture", "vnni", "avx512", "avx2"}
+    assert set(line["cpu"]) == {"architecture", "amx", "bf16", "vnni", "avx512", "avx2"}
     assert (line["workers"], line["limits"]["max_texts"], line["limits"]["max_length"]) == (2, 8, 64)
     other = line_where(busy, lambda line: "limits" in line)
     assert [other[name] for name in ("cpus", "workers", "slots")] == [1, 1, 1]

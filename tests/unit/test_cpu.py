@@ -42,3 +42,11 @@ def test_vnni(tmp_path: Path) -> None:
     (tmp_path / "with").write_text("flags : fpu avx2 avx512f avx512_vnni\n")
     assert cpu.features(tmp_path / "with")["vnni"] is True
     assert cpu.features(tmp_path / "without")["vnni"] is False
+
+
+def test_amx_and_bf16(tmp_path: Path) -> None:
+    """AMX and BF16 are read from the flags, each for itself: AMX has instructions for INT8 and for bfloat16."""
+    for flags, amx, bf16 in [("avx512_bf16", False, True), ("amx_int8 amx_bf16", True, True), ("avx2", False, False)]:
+        (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags}\n")
+        found = cpu.features(tmp_path / "cpuinfo")
+        assert (found["amx"], found["bf16"]) == (amx, bf16)

@@ -5,6 +5,7 @@ Again from a file: python -m tools.bench.report docs/bench/X.json
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support import ROOT
@@ -33,11 +34,24 @@ def write(result: Result, root: Path) -> None:
     ]
     if result.get("one_cpu"):
         places.append(("docs/capacity.md", "one_cpu", tables.one_cpu(result["one_cpu"])))
+    _write_documents(places, root)
+    for name, draw in CHARTS.items():
+        charts.save(draw, result, root / "docs/img" / name)
+
+
+def write_engines(result: Result, root: Path) -> None:
+    """Write the table of bare engines into docs/benchmarks.md.
+
+    Raises:
+        ValueError: the document has no marks around the table.
+    """
+    _write_documents([("docs/benchmarks.md", "engines", tables.engines(result))], root)
+
+
+def _write_documents(places: Sequence[tuple[str, str, str]], root: Path) -> None:
     documents = {name: with_tables(root / name, mark, text) for name, mark, text in places}
     for name, text in documents.items():
         (root / name).write_text(text, encoding="utf-8")
-    for name, draw in CHARTS.items():
-        charts.save(draw, result, root / "docs/img" / name)
 
 
 def with_tables(path: Path, mark: str, tables: str) -> str:
@@ -51,7 +65,8 @@ def with_tables(path: Path, mark: str, tables: str) -> str:
 
 def main() -> None:
     """Write the documents and charts from a JSON file of make bench."""
-    write(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), ROOT)
+    result = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    (write_engines if "engines" in result else write)(result, ROOT)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,17 @@ LOAD = (
     "| {p50:.0f} ms | {p95:.0f} ms | {p99:.0f} ms | {cpu_ms_per_text:.2f} ms |\n"
 )
 
+ENGINES = """\
+Bare engines, {date}, {cpus} CPUs of an {cpu} ({features}): texts a second by tokens a text, and the batch with which
+they were reached.
+
+| engine | {lengths} | cosine to FP32, mean | the same, minimum | memory | file |
+| --- |{dashes} --- | --- | --- | --- |
+{rows}"""
+ENGINE = (
+    "| {name}{version} | {speeds} | {cosine[mean]:.5f} | {cosine[min]:.5f} | {memory_mb:.0f} MB | {file_mb:.0f} MB |\n"
+)
+
 
 def servers(result: Result) -> list[Result]:
     """Return this server, in the form of a peer, and the peers that were measured."""
@@ -154,6 +165,29 @@ def benchmarks(result: Result) -> str:
     if result.get("peers"):
         text += PEERS + "".join(PEER.format(**server) for server in servers(result))
     return text
+
+
+def engines(result: Result) -> str:
+    """Return the table of bare engines of docs/benchmarks.md, the fastest with short texts first."""
+    lengths = list(result["lengths"])
+    rows = sorted(result["engines"], key=lambda row: -row["best"][lengths[0]]["texts_per_second"])
+    machine = result["machine"]
+    return ENGINES.format(
+        date=result["date"],
+        cpus=machine["cpus"],
+        cpu=machine["cpu"],
+        features=", ".join(machine["features"]),
+        lengths=" | ".join(f"{length} tokens" for length in lengths),
+        dashes=" --- |" * len(lengths),
+        rows="".join(
+            ENGINE.format(
+                **row,
+                version="".join(f" ({version})" for version in list(row["versions"].values())[:1]),
+                speeds=" | ".join("{texts_per_second:.0f} ({batch})".format(**row["best"][name]) for name in lengths),
+            )
+            for row in rows
+        ),
+    )
 
 
 def one_cpu(measured: Result) -> str:

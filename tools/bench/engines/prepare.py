@@ -1,0 +1,152 @@
+"""Prepare: installs each engine's packages, and turns the model into its format, once, under .cache/engines/."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from app.engine.manifest import TOKENIZER, Manifest
+from tests.support import ROOT
+from tools.bench import recipes
+
+CACHE = ROOT / ".cache/engines"
+REQUIREMENTS = Path(__file__).parent / "requirements.txt"
+QUANTIZED_TEXTS = 300  # NNCF's own default
+# NNCF with its dependencies; the other packages need none besides the build's.
+WITH_DEPENDENCIES = ("nncf",)
+
+
+def pinned(name: str) -> str:
+    """Return the version of a package in requirements.txt."""
+    pins = dict(line.split("==") for line in REQUIREMENTS.read_text().splitlines() if "==" in line)
+    return pins[name]
+
+
+def packages(name: str) -> Path:
+    """Return the folder of a package for PYTHONPATH; installs it if it is not there."""
+    folder = CACHE / f"packages/{name}-{pinned(name)}"
+    dependencies = [] if name in WITH_DEPENDENCIES else ["--no-deps"]
+    wanted = [f"{name}=={pinned(name)}"]
+    if name in WITH_DEPENDENCIES:
+        wanted.append(f"openvino=={pinned('openvino')}")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", *dependencies]
+    return _made(folder, lambda part: _run([*pip, "--target", str(part), *wanted]))
+
+
+def ours(source: Path, model: Path) -> Path:
+    return model
+
+
+def torch(source: Path, model: Path) -> Path:
+    return source
+
+
+def onnx_fp32(source: Path, model: Path) -> Path:
+    return _made(_folder("onnx_fp32", model), lambda part: recipes.export_plain(str(source), part / "model.onnx"))
+
+
+def onnx_int8(source: Path, model: Path) -> Path:
+    """Quantize the usual export in the usual way: `quantize_dynamic`."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    plain = onnx_fp32(source, model) / "model.onnx"
+    return _made(
+        _folder("onnx_int8", model),
+        lambda part: quantize_dynamic(plain, part / "model.onnx", weight_type=QuantType.QInt8),
+    )
+
+
+def ctranslate2(source: Path, model: Path) -> Path:
+    # The converter asks for an attribute that transformers 5 has removed: all its BERT models are "absolute".
+    code = (
+        "import sys; from transformers import BertConfig; BertConfig.position_embedding_type = 'absolute';"
+        "from ctranslate2.converters import TransformersConverter as C;"
+        "C(sys.argv[1]).convert(sys.argv[2], quantization='int8', force=True)"
+    )
+    return _made(
+        _folder("ctranslate2", model), lambda part: _python(code, [str(source), str(part)], packages("ctranslate2"))
+    )
+
+
+def openvino(source: Path, model: Path) -> Path:
+    code = "import sys, openvino as o; o.save_model(o.convert_model(sys.argv[1]), sys.argv[2], compress_to_fp16=False)"
+    plain = onnx_fp32(source, model) / "model.onnx"
+    return _made(
+        _folder("openvino", model),
+        lambda part: _python(code, [str(plain), str(part / "model.xml")], packages("openvino")),
+    )
+
+
+def openvino_int8(source: Path, model: Path) -> Path:
+    """Quantize by NNCF's preset for transformers, with the build's calibration texts."""
+    code = """
+import json, sys, numpy as np, openvino as ov, nncf
+rows = json.load(sys.stdin)
+def feeds(row):
+    ids = np.array([row], np.int64)
+    return ids, np.ones_like(ids), np.zeros_like(ids)
+model = ov.Core().read_model(sys.argv[1])
+data = nncf.Dataset(rows, feeds)
+model = nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows))
+ov.save_model(model, sys.argv[2])
+"""
+    fp32 = openvino(source, model) / "model.xml"
+    return _made(
+        _folder("openvino_int8", model),
+        lambda part: _python(code, [str(fp32), str(part / "model.xml")], packages("nncf"), _calibration(model)),
+    )
+
+
+def weights(folder: Path, adapter: str) -> Iterator[Path]:
+    """Yield the files of a folder that an engine reads, without the tokenizer."""
+    patterns = {
+        "ours": "model_int8.onnx*",
+        "ctranslate2": "model.bin",
+        "openvino": "model.*",
+        "onnx_runtime": "model.onnx*",
+    }
+    yield from folder.glob(patterns.get(adapter, "*.safetensors"))
+
+
+def _calibration(model: Path) -> str:
+    import json
+
+    from build import graph
+    from build.export_onnx import FP32
+    from build.quantize import token_ids
+    from build.texts import calibration
+
+    texts = [text for lines in calibration().values() for text in lines][:QUANTIZED_TEXTS]
+    return json.dumps([ids.tolist() for ids in token_ids(model / TOKENIZER, graph.read(model / FP32), texts)])
+
+
+def _folder(name: str, model: Path) -> Path:
+    """Return a folder for this model: another one has another build key."""
+    key = hashlib.sha256(Manifest.load(model).build_key.encode()).hexdigest()[:12]
+    return CACHE / f"{name}-{key}"
+
+
+def _made(folder: Path, make: Callable[[Path], object]) -> Path:
+    """Return the folder; if it is not there, it is made, and appears when it is complete."""
+    if not folder.is_dir():
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        print(f"{folder.name} …", file=sys.stderr, flush=True)
+        make(part)
+        part.rename(folder)
+    return folder
+
+
+def _python(code: str, arguments: Sequence[str], package: Path, text: str = "") -> None:
+    environ = {**os.environ, "PYTHONPATH": str(package)}
+    _run([sys.executable, "-c", code, *arguments], environ, text)
+
+
+def _run(command: Sequence[str], environ: dict[str, str] | None = None, text: str = "") -> None:
+    done = subprocess.run(command, env=environ, input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command[:3]} failed: {done.stderr[-2000:]}")
