@@ -28,7 +28,7 @@ def server(start: Callable[..., Server], tiny_model: Path) -> Server:
 def test_the_smoke_check_has_the_builds_gate() -> None:
     """smoke.py has the limits of build/verify.py."""
     gate = {name: value for name, value in vars(verify).items() if name.startswith(("FP32_", "INT8_"))}
-    assert len(gate) == 5
+    assert len(gate) == 6
     assert {name: SMOKE[name] for name in gate} == gate
 
 
@@ -71,6 +71,7 @@ def test_smoke_with_a_key(start: Callable[..., Server], tiny_model: Path) -> Non
         (quality("int8", "mean", 0.9), f"INT8's mean cosine is 0.9, below {verify.INT8_COSINE['mean']}"),
         (quality("int8", "p1", 0.8), f"INT8's p1 cosine is 0.8, below {verify.INT8_COSINE['p1']}"),
         (quality("int8", "min", 0.7), f"INT8's min cosine is 0.7, below {verify.INT8_COSINE['min']}"),
+        (quality("unlike", "min", 0.9), f"is 0.9, below {verify.INT8_UNLIKE_COSINE['min']}"),
         (quality("int8", "pairwise_difference", 0.02), f"is 0.02, not below {verify.INT8_PAIRWISE_DIFFERENCE}"),
         (quality("int8", "pairwise_difference", float("nan")), f"is nan, not below {verify.INT8_PAIRWISE_DIFFERENCE}"),
         (quality("retrieval", "difference", -0.5), f"more than {verify.INT8_RETRIEVAL_LOSS} below the original's"),

@@ -11,7 +11,7 @@ from tests.support import ROOT
 from tools.bench import engine, engines, report, tables
 from tools.bench.engines import prepare
 
-# Those that need no package besides the build's.
+# Engines without packages of their own, which the tests do not install.
 LOCAL = [item for item in engines.ENGINES if not item.packages and not item.needs_bf16]
 
 
