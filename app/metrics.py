@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
-from prometheus_client import values as library_values
+from prometheus_client import values as library
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -53,7 +53,7 @@ def _note_pid() -> None:
 os.register_at_fork(after_in_child=_note_pid)
 if FOLDER in os.environ:
     # By default, the library asks the system for the process id at each of the 14 counts of a request.
-    library_values.ValueClass = library_values.MultiProcessValue(lambda: _pid)  # type: ignore[no-untyped-call]
+    library.ValueClass = library.MultiProcessValue(lambda: _pid)  # type: ignore[no-untyped-call]  # it has no types
 
 logger = logging.getLogger(__name__)
 _served: tuple[str, ...] = ()

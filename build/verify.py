@@ -99,13 +99,9 @@ def verify(
         BuildError: the model falls short of the gate (report.json has the figures), or a file of build/texts/ cannot be
             read.
     """
-    groups = held_out()
-    texts = [text for lines in groups.values() for text in lines]
-    group_of = [group for group, lines in groups.items() for _ in lines]
+    texts, group_of = _flat(held_out())
+    strange, strange_group_of = _flat(unlike())
     translations = pairs()
-    strange_groups = unlike()
-    strange = [text for lines in strange_groups.values() for text in lines]
-    strange_group_of = [group for group, lines in strange_groups.items() for _ in lines]
     unseen = texts + [english for english, _ in translations] + [japanese for _, japanese in translations]
     n = len(texts)
     max_length = min(MAX_LENGTH, facts.max_positions)
@@ -164,26 +160,28 @@ def verify(
     return report, speed
 
 
+def _flat(groups: dict[str, list[str]]) -> tuple[list[str], list[str]]:
+    """Return all texts of groups, and the group of each."""
+    rows = [(text, group) for group, texts in groups.items() for text in texts]
+    return [text for text, _ in rows], [group for _, group in rows]
+
+
 def failed_checks(report: Report) -> list[str]:
     """Check the report against the gate; return a sentence for each figure that falls short."""
     fp32, int8, retrieval = report["fp32"], report["int8"], report["retrieval"]
-    unlike_fp32, unlike_int8 = report["unlike"]["fp32"], report["unlike"]["int8"]
     difference, overlap = int8["pairwise_difference"], report["neighbours"]["overlap"]
     checks = [
         *(
             (least >= FP32_MIN_COSINE, f"FP32's least cosine is {least}, below {FP32_MIN_COSINE}.")
-            for least in (fp32["min"], unlike_fp32["min"])
+            for least in (fp32["min"], report["unlike"]["fp32"]["min"])
         ),
         *(
-            (int8[name] >= least, f"INT8's {name} cosine is {int8[name]}, below {least}.")
-            for name, least in INT8_COSINE.items()
-        ),
-        *(
-            (
-                unlike_int8[name] >= least,
-                f"INT8's {name} cosine on texts unlike the calibration's is {unlike_int8[name]}, below {least}.",
+            (figures[name] >= least, f"INT8's {name} cosine{where} is {figures[name]}, below {least}.")
+            for figures, limits, where in (
+                (int8, INT8_COSINE, ""),
+                (report["unlike"]["int8"], INT8_UNLIKE_COSINE, " on texts unlike the calibration's"),
             )
-            for name, least in INT8_UNLIKE_COSINE.items()
+            for name, least in limits.items()
         ),
         (
             difference < INT8_PAIRWISE_DIFFERENCE,

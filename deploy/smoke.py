@@ -153,13 +153,13 @@ def quality(server: Server) -> str:
     difference, overlap = int8["pairwise_difference"], figures["neighbours"]["overlap"]
     if not fp32 >= FP32_MIN_COSINE:
         raise Failed(f"FP32's least cosine is {fp32}, below {FP32_MIN_COSINE}.")
-    for name, least in INT8_COSINE.items():
-        if not int8[name] >= least:
-            raise Failed(f"INT8's {name} cosine is {int8[name]}, below {least}.")
-    for name, least in INT8_UNLIKE_COSINE.items():
-        if not figures["unlike"][name] >= least:
-            found = figures["unlike"][name]
-            raise Failed(f"INT8's {name} cosine on texts unlike the calibration's is {found}, below {least}.")
+    for measured, limits, where in (
+        (int8, INT8_COSINE, ""),
+        (figures["unlike"], INT8_UNLIKE_COSINE, " on texts unlike the calibration's"),
+    ):
+        for name, least in limits.items():
+            if not measured[name] >= least:
+                raise Failed(f"INT8's {name} cosine{where} is {measured[name]}, below {least}.")
     if not difference < INT8_PAIRWISE_DIFFERENCE:
         raise Failed(f"INT8's mean difference of similarities is {difference}, not below {INT8_PAIRWISE_DIFFERENCE}.")
     if not retrieval["difference"] >= -INT8_RETRIEVAL_LOSS:

@@ -20,11 +20,11 @@ class Characters:
     """Returns exactly the codes that characters.json gives in the library, in half of its time.
 
     The library normalizes. What follows is a replacement and a dictionary: WORD_START before each word, and the code of
-    each character. Long texts, and those with WORD_START or the beginning of an added token, are left to the library.
+    each character. For long texts, and those with WORD_START or the beginning of an added token, it returns None: they
+    are left to the library.
     """
 
     def __init__(self, library: tokenizers.Tokenizer) -> None:
-        self._library = library
         self._normalizer = library.normalizer
         self._codes = library.get_vocab(with_added_tokens=False)
         added = {token.content[0] for token in library.get_added_tokens_decoder().values()}
@@ -32,12 +32,12 @@ class Characters:
         # WhitespaceSplit makes two words of it, Metaspace alone three.
         self._splits_at_white_space = len(library.pre_tokenizer.pre_tokenize_str("a  b")) == 2
 
-    def __call__(self, text: str) -> list[int]:
+    def __call__(self, text: str) -> list[int] | None:
         if len(text) > SHORT_CHARACTERS or self._is_special(text):
-            return self._by_library(text)
+            return None
         normalized = self._normalizer.normalize_str(text) if self._normalizer else text
         if self._is_special(normalized):
-            return self._by_library(text)
+            return None
         if self._splits_at_white_space:
             words = WORD_START.join(["", *normalized.split()])
         else:
@@ -46,8 +46,3 @@ class Characters:
                 words = WORD_START + words
         code = self._codes.get
         return [code(character, UNKNOWN) for character in words]
-
-    def _by_library(self, text: str) -> list[int]:
-        # encode_batch_fast releases the interpreter lock and skips the offsets.
-        codes: list[int] = self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return codes

@@ -78,10 +78,11 @@ class Tokenizer:
 
     def __call__(self, text: str) -> list[int]:
         """Return the ids of a text, without special tokens and not truncated."""
-        if self._characters is not None:
-            return self._ids(self._characters(text))
-        # encode_batch_fast releases the interpreter lock and skips the offsets.
-        return self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        ids = self._characters(text) if self._characters is not None else None
+        if ids is None:
+            # encode_batch_fast releases the interpreter lock and skips the offsets.
+            ids = self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return self._ids(ids)
 
     def encode(self, text: str, max_length: int, runner: Runner, *, texts: int = 1, index: int = 0) -> Tokenized:
         """Tokenize a text of any length and truncate it to max_length tokens. It is text `index` of `texts`.

@@ -30,10 +30,7 @@ def main() -> None:
     settings = load.settings()
     manifest = Manifest.load(settings.model_dir)
     result = measure(settings, manifest, with_peers=os.environ.get("PEERS") != "no")
-    name = re.sub(r"[^a-z0-9]+", "-", f"{result['date']} {result['machine']['cpu']}".lower()).strip("-")
-    path = ROOT / f"docs/bench/{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    path = report.save(result, ROOT / "docs/bench")
     report.write(result, ROOT)
     print(f"{path.relative_to(ROOT)}, and the tables and charts made from it")
 

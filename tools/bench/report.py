@@ -4,6 +4,7 @@ Again from a file: python -m tools.bench.report docs/bench/X.json
 """
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,15 @@ def write(result: Result, root: Path) -> None:
     _write_documents(places, root)
     for name, draw in CHARTS.items():
         charts.save(draw, result, root / "docs/img" / name)
+
+
+def save(result: Result, folder: Path) -> Path:
+    """Write the figures to FOLDER/<date>-<cpu>.json and return its path."""
+    name = re.sub(r"[^a-z0-9]+", "-", f"{result['date']} {result['machine']['cpu']}".lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return path
 
 
 def write_engines(result: Result, root: Path) -> None:

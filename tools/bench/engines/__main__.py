@@ -4,9 +4,7 @@ A part of make bench; alone: python -m tools.bench.engines
 """
 
 import datetime
-import json
 import os
-import re
 import sys
 
 from app.engine.manifest import Manifest
@@ -17,7 +15,8 @@ from tests.support import ROOT
 from tools.bench import engine, engines, report
 from tools.bench.__main__ import machine
 
-if __name__ == "__main__":
+
+def main() -> None:
     settings = Settings.from_env(os.environ)
     manifest = Manifest.load(settings.model_dir)
     if manifest.pooling != "mean":
@@ -34,9 +33,10 @@ if __name__ == "__main__":
         "model": manifest.model,
         **engines.measure(engines.ENGINES, rows, source.folder, settings.model_dir, fp32),
     }
-    name = re.sub(r"[^a-z0-9]+", "-", f"{result['date']} {result['machine']['cpu']}".lower()).strip("-")
-    path = ROOT / f"docs/bench/engines/{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    path = report.save(result, ROOT / "docs/bench/engines")
     report.write_engines(result, ROOT)
     print(f"{path.relative_to(ROOT)}, and the table made from it")
+
+
+if __name__ == "__main__":
+    main()

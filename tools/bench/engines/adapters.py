@@ -64,7 +64,7 @@ def _onnx(file: Path, threads: int) -> Any:
 
 
 def ctranslate2(folder: Path, streams: int, threads: int) -> list[Run]:
-    import ctranslate2 as library  # type: ignore[import-not-found]
+    import ctranslate2 as library  # type: ignore[import-not-found]  # prepare.py installs it
 
     encoder = library.Encoder(
         str(folder), device="cpu", compute_type="int8", inter_threads=streams, intra_threads=threads
@@ -74,7 +74,7 @@ def ctranslate2(folder: Path, streams: int, threads: int) -> list[Run]:
 
 def openvino(folder: Path, streams: int, threads: int) -> list[Run]:
     """OpenVINO in the CPU's best precision: bfloat16 where it has that, else FP32; INT8 where the file says so."""
-    import openvino as library  # type: ignore[import-not-found]
+    import openvino as library  # type: ignore[import-not-found]  # prepare.py installs it
 
     core = library.Core()
     options: dict[str, Any] = {"INFERENCE_NUM_THREADS": streams * threads, "NUM_STREAMS": streams}

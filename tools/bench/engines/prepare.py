@@ -1,22 +1,19 @@
 """Prepare: installs each engine's packages, and turns the model into its format, once, under .cache/engines/."""
 
 import hashlib
-import os
+import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from app.engine.manifest import TOKENIZER, Manifest
 from tests.support import ROOT
-from tools.bench import recipes
+from tools.bench import peers, recipes
 
 CACHE = ROOT / ".cache/engines"
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 QUANTIZED_TEXTS = 300  # NNCF's own default
-# NNCF with its dependencies; the other packages need none besides the build's.
-WITH_DEPENDENCIES = ("nncf",)
 
 
 def pinned(name: str) -> str:
@@ -28,12 +25,10 @@ def pinned(name: str) -> str:
 def packages(name: str) -> Path:
     """Return the folder of a package for PYTHONPATH; installs it if it is not there."""
     folder = CACHE / f"packages/{name}-{pinned(name)}"
-    dependencies = [] if name in WITH_DEPENDENCIES else ["--no-deps"]
-    wanted = [f"{name}=={pinned(name)}"]
-    if name in WITH_DEPENDENCIES:
-        wanted.append(f"openvino=={pinned('openvino')}")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", *dependencies]
-    return _made(folder, lambda part: _run([*pip, "--target", str(part), *wanted]))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", f"{name}=={pinned(name)}"]
+    # NNCF comes with its dependencies; the other packages need none besides the build's.
+    pip += [f"openvino=={pinned('openvino')}"] if name == "nncf" else ["--no-deps"]
+    return _made(folder, lambda part: peers.run_tool([*pip, "--target", str(part)], peers.INSTALL_SECONDS))
 
 
 def ours(source: Path, model: Path) -> Path:
@@ -112,8 +107,6 @@ def weights(folder: Path, adapter: str) -> Iterator[Path]:
 
 
 def _calibration(model: Path) -> str:
-    import json
-
     from build import graph
     from build.export_onnx import FP32
     from build.quantize import token_ids
@@ -142,11 +135,5 @@ def _made(folder: Path, make: Callable[[Path], object]) -> Path:
 
 
 def _python(code: str, arguments: Sequence[str], package: Path, text: str = "") -> None:
-    environ = {**os.environ, "PYTHONPATH": str(package)}
-    _run([sys.executable, "-c", code, *arguments], environ, text)
-
-
-def _run(command: Sequence[str], environ: dict[str, str] | None = None, text: str = "") -> None:
-    done = subprocess.run(command, env=environ, input=text, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{command[:3]} failed: {done.stderr[-2000:]}")
+    command = [sys.executable, "-c", code, *arguments]
+    peers.run_tool(command, peers.EXPORT_SECONDS, {"PYTHONPATH": str(package)}, text)

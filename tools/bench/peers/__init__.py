@@ -159,7 +159,7 @@ def prepare(peer: Peer, source: Path, max_length: int = MAX_LENGTH) -> None:
     def export(folder: Path, out: Path) -> None:
         config = models.quantization()
         script = str(HERE / "st_onnx/export.py")
-        _run([_bin(ST_ONNX, "python"), script, str(folder), str(out), config], EXPORT_SECONDS, _OFFLINE)
+        run_tool([_bin(ST_ONNX, "python"), script, str(folder), str(out), config], EXPORT_SECONDS, _OFFLINE)
 
     models.write(CACHE / "models", source, max_length, export if peer.int8 else None)
 
@@ -249,24 +249,29 @@ def _install(peer: Peer) -> None:
     print(f"installing {peer.name}", file=sys.stderr, flush=True)
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    _run([sys.executable, "-m", "venv", str(home / "venv")], INSTALL_SECONDS)
+    run_tool([sys.executable, "-m", "venv", str(home / "venv")], INSTALL_SECONDS)
     pip = [_bin(peer, "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     torch = peer.versions.get("torch")
     index = os.environ.get("TORCH_INDEX")
     if torch and index:
         # As in the Makefile: that index may be out of reach, so it is asked in a step of its own.
         extra = {"PIP_EXTRA_INDEX_URL": f"{os.environ.get('PIP_EXTRA_INDEX_URL', '')} {index}"}
-        _run([*pip, "--retries", "1", "--timeout", "10", f"torch=={torch}"], INSTALL_SECONDS, extra)
-    _run([*pip, "-r", str(requirements)], INSTALL_SECONDS)
+        run_tool([*pip, "--retries", "1", "--timeout", "10", f"torch=={torch}"], INSTALL_SECONDS, extra)
+    run_tool([*pip, "-r", str(requirements)], INSTALL_SECONDS)
     stamp.write_text(wanted)
 
 
-def _run(command: list[str], seconds: float, environ: Mapping[str, str] | None = None) -> None:
+def run_tool(command: list[str], seconds: float, environ: Mapping[str, str] | None = None, text: str = "") -> None:
+    """Run a command with `text` as its input.
+
+    Raises:
+        PeerError: it fails, or does not end in time.
+    """
     try:
         run = subprocess.run(
             command,
             env={**os.environ, **(environ or {})},
-            stdin=subprocess.DEVNULL,
+            input=text,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
