@@ -56,9 +56,9 @@ RUN ORT_DISABLE_TELEMETRY=1 /opt/venv/bin/python tools/slim.py
 FROM packages AS model
 ARG PIP_INDEX_URL
 ARG TORCH_INDEX
-COPY requirements/build.txt requirements/torch requirements/torch.txt requirements/
+COPY requirements/build.txt requirements/data.txt requirements/torch requirements/torch.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf \
-    pip install --quiet --require-hashes -r requirements/build.txt \
+    pip install --quiet --require-hashes -r requirements/build.txt -r requirements/data.txt \
     && sh requirements/torch pip install --quiet
 # The parts of the engine that export and quantization import.
 COPY app/errors.py app/

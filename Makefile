@@ -102,8 +102,8 @@ $(venv)/.runtime: requirements/runtime.txt requirements/sdist.txt | $(venv)/bin/
 	$(install) --require-hashes --no-build-isolation -r requirements/runtime.txt
 	@touch $@
 
-$(venv)/.build: requirements/build.txt requirements/torch.txt | $(venv)/bin/python
-	$(install) --require-hashes -r requirements/build.txt
+$(venv)/.build: requirements/build.txt requirements/data.txt requirements/torch.txt | $(venv)/bin/python
+	$(install) --require-hashes -r requirements/build.txt -r requirements/data.txt
 	@TORCH_INDEX='$(TORCH_INDEX)' sh requirements/torch $(install)
 	@touch $@
 

@@ -6,6 +6,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import atexit
+import errno
 import fcntl
 import gc
 import os
@@ -93,6 +94,19 @@ def _is_used(folder):
         os.close(owner)
 
 
+def _addresses(host):
+    """Return the addresses to listen on: HOST, or those that mean all of IPv6 and IPv4."""
+    if host:
+        return [host]
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            is_dual = not probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            probe.bind(("::", 0))
+    except OSError:  # the kernel or the container has no IPv6
+        return ["0.0.0.0"]
+    return ["::"] if is_dual else ["::", "0.0.0.0"]
+
+
 # Before the import of prometheus_client, which reads the path.
 _make_metrics_folder()
 
@@ -102,17 +116,15 @@ from app import logs, metrics
 from app.errors import BootError
 from app.routes import ops
 from app.server.worker import Worker
-from app.settings import Settings
+from app.settings import Settings, without_effect
 
 try:
     settings = Settings.from_env(os.environ)
 except BootError as error:
     sys.exit(f"Error: {error}")
 logs.configure(settings.log_format, settings.log_level, settings.google_cloud_project)
-if "THREADS" in os.environ:
-    logs.write(
-        "WARNING", "THREADS has no effect any more: take it out. CPUS sets how many texts are computed at once.", {}
-    )
+for sentence in without_effect(os.environ):
+    logs.write("WARNING", sentence, {})
 
 # Raises the soft limit of open files to the hard limit: each connection needs a file.
 with suppress(OSError, ValueError):
@@ -121,7 +133,8 @@ if (files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < MIN_FILES:
     sys.exit(f"Error: The limit of open files (ulimit -n) is {files}: raise it to {MIN_FILES} or more.")
 
 wsgi_app = "app:create_app()"
-bind = f"0.0.0.0:{settings.port}"
+addresses = _addresses(settings.host)
+bind = [f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}" for host in addresses]
 worker_class = Worker
 workers = settings.web_concurrency
 # Connections of a worker. Over this limit, those that never sent anything are closed first (app/server/connections.py).
@@ -155,12 +168,15 @@ def on_starting(server):
     """Exit at once if the port is busy; Gunicorn would retry for five seconds with ten log lines."""
     if "GUNICORN_FD" in os.environ:  # an in-place upgrade inherits the socket
         return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("0.0.0.0", settings.port))
-        except OSError as error:
-            sys.exit(f"Error: Port {settings.port} cannot be used ({error.strerror}): set PORT to a free one.")
+    for host in addresses:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, settings.port))
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    sys.exit(f"Error: HOST is {host}, which is no address of this machine.")
+                sys.exit(f"Error: Port {settings.port} cannot be used ({error.strerror}): set PORT to a free one.")
 
 
 def when_ready(server):

@@ -7,17 +7,23 @@ from typing import Any
 
 from flask import Flask
 
-from app import access, http_errors, metrics, openapi
+from app import access, http_errors, metrics, openapi, paths
+from app.context import ErrorFields
+from app.engine.cl100k import Cl100k
 from app.engine.encoder import Encoder
 from app.engine.model_folder import ModelFolder
-from app.routes import VERSION, bigquery, native, openai, ops, tei
+from app.routes import VERSION, bigquery, native, ollama, openai, ops, tei, vertex, weaviate
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
 class App(Flask):
-    """Flask without its check for asynchronous functions at each call: this app has none."""
+    """Flask with other spellings of paths, and without its check for asynchronous functions: this app has none."""
+
+    def wsgi_app(self, environ: dict[str, Any], start_response: Any) -> Any:
+        environ["PATH_INFO"] = paths.canonical(environ["PATH_INFO"])
+        return super().wsgi_app(environ, start_response)
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         return func
@@ -42,23 +48,21 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
             max_length=settings.max_length,
             threads=settings.capacity,
             cache_size=settings.cache_size,
+            default_prompt_name=settings.default_prompt_name,
         )
     app = App(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # an unknown path gets 404 in JSON, not a redirect
     app.extensions["settings"] = settings
     app.extensions["encoder"] = encoder
+    table = encoder.model_folder.cl100k_file
+    app.extensions["cl100k"] = Cl100k.load(table) if table else None
     # Replaced by a worker: whether it is shutting down, and counting of the requests that it has answered.
     app.extensions["shutting_down"] = lambda: False
     app.extensions["count_answered"] = lambda: None
-    for dialect in (native, openai, tei, bigquery, ops):
+    for dialect in (native, openai, tei, ollama, weaviate, vertex, bigquery, ops):
         app.register_blueprint(dialect.blueprint)
-    # Path -> function of its dialect that adds fields to the body of an error.
-    app.extensions["error_fields"] = {
-        rule.rule: dialect.error_fields
-        for dialect in (native, tei, bigquery)
-        for rule in app.url_map.iter_rules()
-        if rule.endpoint.startswith(f"{dialect.blueprint.name}.")
-    }
+    vertex.add_routes(app, settings)
+    app.extensions["error_fields"] = _error_fields(app)
     access.register(app, settings)
     http_errors.register(app)
     openapi.register(app)
@@ -66,3 +70,22 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     routes = [(method, rule.rule) for rule in rules for method in rule.methods or () if method in metrics.METHODS]
     metrics.declare(routes, VERSION, encoder.model_folder)
     return app
+
+
+def _error_fields(app: Flask) -> Callable[[str], ErrorFields | None]:
+    """Return the function: canonical path -> function of its dialect that adds fields to the body of an error."""
+    by_path = {
+        rule.rule: dialect.error_fields
+        for dialect in (native, tei, ollama, weaviate, vertex, bigquery)
+        for rule in app.url_map.iter_rules()
+        if rule.endpoint.startswith(f"{dialect.blueprint.name}.")
+    }
+
+    def find(path: str) -> ErrorFields | None:
+        if path.endswith(vertex.SUFFIX):
+            return vertex.error_fields
+        if path.startswith("/api/"):  # also those that are not here
+            return ollama.error_fields
+        return by_path.get(path)
+
+    return find

@@ -13,7 +13,9 @@ PUBLIC_PATHS = ("/health", "/healthz", "/readyz", "/docs", "/openapi.json", "/ap
 PUBLIC_PREFIX = "/docs/"
 ANY = "*"
 PREFLIGHT_SECONDS = 3600
-EXPOSED_HEADERS = "X-Request-Id, Server-Timing, Retry-After"
+EXPOSED_HEADERS = "X-Request-Id, X-Truncated-Texts, Server-Timing, Retry-After"
+# Headers that have the key alone: Azure's clients send the first, many others the second.
+KEY_HEADERS = ("api-key", "X-API-Key")
 SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 CSP = "Content-Security-Policy"
 CSP_DENY_ALL = "default-src 'none'; frame-ancestors 'none'"
@@ -22,6 +24,8 @@ CSP_DENY_ALL = "default-src 'none'; frame-ancestors 'none'"
 def register(app: Flask, settings: Settings) -> None:
     """Check the API key before each request, and add the headers of each response."""
 
+    public_paths = (*PUBLIC_PATHS, settings.aip_health_route)
+
     @app.before_request
     def check_key() -> None:
         environ, rule = request.environ, request.url_rule
@@ -29,10 +33,10 @@ def register(app: Flask, settings: Settings) -> None:
         if context is None:  # the app runs without the server, as in tests
             context = environ[CONTEXT] = RequestContext()
             context.read_environ(environ)
-            context.error_fields = app.extensions["error_fields"].get(context.path)
+            context.error_fields = app.extensions["error_fields"](context.canonical_path)
         if rule is not None:
             context.route = rule.rule
-        if settings.api_key and not _is_public() and not _has_key(settings.api_key):
+        if settings.api_key and not _is_public(public_paths) and not _has_key(settings.api_key):
             raise Unauthorized(
                 "The API key is missing or wrong: send one of the server's with Authorization: Bearer KEY."
             )
@@ -46,6 +50,8 @@ def register(app: Flask, settings: Settings) -> None:
         if CSP not in headers:  # /docs has its own
             headers.add(CSP, CSP_DENY_ALL)
         headers.add("X-Request-Id", context.request_id)
+        if context.truncated:
+            headers.add("X-Truncated-Texts", str(context.truncated))
         if context.stages:
             headers.add("Server-Timing", context.server_timing())
         if settings.cors_origins:
@@ -67,14 +73,18 @@ def cors(origins: tuple[str, ...], origin: str) -> dict[str, str]:
     return {"Vary": "Origin", "Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED_HEADERS}
 
 
-def _is_public() -> bool:
+def _is_public(public_paths: tuple[str, ...]) -> bool:
     # OPTIONS: a browser's preflight request never has the key.
-    return request.method == "OPTIONS" or request.path in PUBLIC_PATHS or request.path.startswith(PUBLIC_PREFIX)
+    return request.method == "OPTIONS" or request.path in public_paths or request.path.startswith(PUBLIC_PREFIX)
 
 
 def _has_key(keys: tuple[str, ...]) -> bool:
-    scheme, _, key_sent = request.headers.get("Authorization", "").partition(" ")
+    """Return whether one of the headers for keys has one of the keys."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    sent = [token] if scheme.lower() == "bearer" else []
+    sent += [value for name in KEY_HEADERS if (value := request.headers.get(name)) is not None]
     matches = False
-    for key in keys:  # compares with every key, so that the time does not show which one matched
-        matches |= hmac.compare_digest(key_sent.strip().encode("utf-8", "replace"), key.encode())
-    return matches and scheme.lower() == "bearer"
+    for key_sent in sent:
+        for key in keys:  # compares with every key, so that the time does not show which one matched
+            matches |= hmac.compare_digest(key_sent.strip().encode("utf-8", "replace"), key.encode())
+    return matches

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from app import paths
 from app.engine.embeddings import Embeddings
 from app.engine.runner import Runner
+from app.errors import ServiceError
 
 # Key of the context in the WSGI environ.
 CONTEXT = "embedding.context"
@@ -29,9 +31,12 @@ ErrorFields = Callable[["RequestContext", int, str], dict[str, Any]]
 class RequestContext:
     """Facts of one request. Times are seconds of time.monotonic(), durations seconds.
 
-    route: the app's rule, or OTHER. stages: duration of each of STAGES that the request went through.
+    path: as the client sent it. canonical_path: the documented path for it. route: the app's rule, or OTHER.
+    stages: duration of each of STAGES that the request went through.
     runner: computes this request's texts; None: the encoder's own runner.
     error_fields: function of the dialect that adds fields to an error. origin: the Origin header, or "".
+    error: code of the error that is sent, or "". exception: its exception, if it is one of the service's.
+    surrogates: number of lone surrogates in the body that were replaced.
     """
 
     STAGES = ("queue", "tokenize", "inference", "serialize")
@@ -42,6 +47,7 @@ class RequestContext:
         self.error_fields: ErrorFields | None = None
         self.method = ""
         self.path = ""
+        self.canonical_path = ""
         self.route = OTHER
         self.protocol = ""
         self.request_id = ""
@@ -53,6 +59,7 @@ class RequestContext:
         self.origin = ""
         self.status = 0
         self.error = ""
+        self.exception: ServiceError | None = None
         self.request_bytes = 0
         self.response_bytes = 0
         self.stages: dict[str, float] = {}
@@ -60,6 +67,7 @@ class RequestContext:
         self.tokens = 0
         self.truncated = 0
         self.cache_hits = 0
+        self.surrogates = 0
         self.seconds = 0.0
         self.ended = 0.0
 
@@ -68,6 +76,7 @@ class RequestContext:
         self.method = environ["REQUEST_METHOD"]
         # WSGI decodes bytes as Latin-1 (PEP 3333).
         self.path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace")
+        self.canonical_path = paths.canonical(self.path)
         self.protocol = environ.get("SERVER_PROTOCOL", "")
         self.remote = environ.get("REMOTE_ADDR", "")
         self.forwarded_for = environ.get("HTTP_X_FORWARDED_FOR", "")

@@ -3,6 +3,7 @@
 BootError                 the server cannot start (no HTTP: one line on stderr)
 ServiceError              a request cannot be answered
 ├── InvalidRequest        the request itself is wrong
+│   ├── EmptyList         a list that needs an item has none
 │   └── InvalidText       one of the texts is wrong
 │       └── TextTooLong   over MAX_LENGTH with truncate false, or too long without white space
 ├── Unauthorized          no API key, or a wrong one
@@ -41,6 +42,10 @@ class ServiceError(Exception):
 
 class InvalidRequest(ServiceError):
     """The request itself is wrong."""
+
+
+class EmptyList(InvalidRequest):
+    """A list that needs at least one item has none."""
 
 
 class InvalidText(InvalidRequest):

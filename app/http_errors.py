@@ -65,6 +65,8 @@ def register(app: Flask) -> None:
     @app.errorhandler(ServiceError)
     def service_error(error: ServiceError) -> Response:
         status, code = status_and_code(error)
+        context: RequestContext = request.environ[CONTEXT]
+        context.exception = error
         if status == CLIENT_CLOSED_REQUEST:
             return Response(status=status)
         response = _response(status, str(error), code, error.param)

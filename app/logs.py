@@ -108,7 +108,7 @@ def log_request(context: RequestContext) -> None:
     severity = "ERROR" if context.status >= 500 and context.status not in (501, 503) else "INFO"
     if context.status in (429, 503):
         severity = "WARNING"
-    elif context.status == 200 and context.path in PROBES:
+    elif context.status == 200 and context.canonical_path in PROBES:
         severity = "DEBUG"
     if logging.getLevelNamesMapping()[severity] < _level:
         return

@@ -82,6 +82,9 @@ texts = Counter("embedding_texts", "Texts whose vector was returned.", registry=
 tokens = Counter("embedding_tokens", "Tokens of these texts, before truncation.", registry=_registry)
 truncated = Counter("embedding_truncated_texts", "Texts truncated at MAX_LENGTH.", registry=_registry)
 cache_hits = Counter("embedding_cache_hits", "Texts whose vector was in the cache.", registry=_registry)
+surrogates = Counter(
+    "embedding_replaced_surrogates", "Halves of surrogate pairs in texts, replaced by U+FFFD.", registry=_registry
+)
 refused = Counter("embedding_refused_requests", "Requests rejected because of load.", ["reason"], registry=_registry)
 queue = Gauge(
     "embedding_queue_requests", "Requests that wait for a free slot.", multiprocess_mode="livesum", registry=_registry
@@ -195,6 +198,8 @@ def observe(context: RequestContext) -> None:
         truncated.inc(context.truncated)
     if context.cache_hits:
         cache_hits.inc(context.cache_hits)
+    if context.surrogates:
+        surrogates.inc(context.surrogates)
 
 
 def remove_worker(pid: int) -> None:

@@ -1,5 +1,6 @@
 """Settings, read once from the environment. A malformed value stops the start with a sentence naming the variable."""
 
+import ipaddress
 import math
 import re
 from collections.abc import Mapping
@@ -19,11 +20,48 @@ RECEIVE_SECONDS = 10
 # Settings with comma-separated items: pattern of an item, and its description in an error.
 KEY = (re.compile(r"[\x21-\x7e]+"), "a key is printable ASCII characters without spaces")
 # Origins as browsers send them: https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
-HOST = r"(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d+)?"
 ORIGIN = (
-    re.compile(rf"\*|https?://{HOST}"),
-    "an origin is like https://example.com, in small letters without a path, or *",
+    re.compile(r"\*|[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d+)?"),
+    "an origin is like https://example.com or app://obsidian.md, in small letters without a path, or *",
 )
+MAX_NAME_CHARACTERS = 200
+PATH = re.compile(r"(?:/[\w.:@-]+)+", re.ASCII)
+# Variables of other servers, and of older versions, that have no effect here -> what to do instead.
+# https://huggingface.co/docs/text-embeddings-inference/cli_arguments
+# https://michaelfeil.eu/infinity/latest/cli_v2/
+_CHOSEN = "the model is chosen when its folder is built (MODEL, REVISION)"
+_ONE_BY_ONE = "texts are computed one by one, CPUS of them at once"
+WITHOUT_EFFECT = {
+    "THREADS": "CPUS sets how many texts are computed at once",
+    "MODEL_ID": _CHOSEN,
+    "DTYPE": "MODEL_PATH chooses between INT8 and FP32",
+    "POOLING": "the pooling is the model's own",
+    "DENSE_PATH": _CHOSEN,
+    "AUTO_TRUNCATE": "a request's truncate says whether long texts are cut",
+    "DEFAULT_PROMPT": "DEFAULT_PROMPT_NAME chooses one of the model's prompts, and a request may have its own",
+    "MAX_CONCURRENT_REQUESTS": "MAX_QUEUE limits the requests that wait",
+    "MAX_CLIENT_BATCH_SIZE": "MAX_TEXTS limits the texts of a request",
+    "MAX_BATCH_TOKENS": _ONE_BY_ONE,
+    "MAX_BATCH_REQUESTS": _ONE_BY_ONE,
+    "TOKENIZATION_WORKERS": "WEB_CONCURRENCY sets the number of processes",
+    "PAYLOAD_LIMIT": "MAX_BODY_BYTES limits a request's body",
+    "UDS_PATH": "the server listens on PORT",
+    "JSON_OUTPUT": "LOG_FORMAT is json unless it is set",
+    "OTLP_ENDPOINT": "log lines have the trace's id",
+    "PROMETHEUS_PORT": "the metrics are at /metrics on PORT",
+    "CORS_ALLOW_ORIGIN": "CORS_ORIGINS lists the origins",
+    "INFINITY_MODEL_ID": _CHOSEN,
+    "INFINITY_SERVED_MODEL_NAME": "SERVED_MODEL_NAME sets the name",
+    "INFINITY_HOST": "HOST sets the address",
+    "INFINITY_PORT": "PORT sets the port",
+    "INFINITY_API_KEY": "API_KEY sets the keys",
+    "INFINITY_QUEUE_SIZE": "MAX_QUEUE limits the requests that wait",
+    "INFINITY_BATCH_SIZE": _ONE_BY_ONE,
+    "INFINITY_DTYPE": "MODEL_PATH chooses between INT8 and FP32",
+    "INFINITY_URL_PREFIX": "the API is at / and at /v1",
+    "INFINITY_PERMISSIVE_CORS": "CORS_ORIGINS lists the origins",
+    "INFINITY_LOG_LEVEL": "LOG_LEVEL sets the level",
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +72,13 @@ class Settings:
     model_path: Path = Path("model_int8.onnx")
     tokenizer_path: Path = Path("tokenizer/")
     max_length: int = field(default=MAX_LENGTH, metadata={"min": 3, "unit": "tokens"})
-    port: int = field(default=8080, metadata={"min": 1, "max": 65535})
+    # Empty: all addresses, IPv4 and IPv6.
+    host: str = field(default="", metadata={"address": True})
+    # or: the variable that counts if the first is not set. Vertex AI sets it.
+    port: int = field(default=8080, metadata={"min": 1, "max": 65535, "or": "AIP_HTTP_PORT"})
+    # Empty: the model's id, and the model's own default prompt.
+    served_model_name: str = ""
+    default_prompt_name: str = ""
     cpus: int = field(default_factory=available_cpus, metadata={"min": 1, "max": 1024})
     web_concurrency: int = field(default=0, metadata={"min": 1})
     max_texts: int = field(default=2048, metadata={"min": 1})
@@ -48,6 +92,9 @@ class Settings:
     log_level: str = field(default="info", metadata={"choices": LOG_LEVELS})
     log_format: str = field(default="json", metadata={"choices": LOG_FORMATS})
     google_cloud_project: str = ""
+    # Vertex AI sets these in its containers.
+    aip_predict_route: str = field(default="", metadata={"path": True})
+    aip_health_route: str = field(default="", metadata={"path": True})
 
     def __post_init__(self) -> None:
         # One worker process for every 4 CPUs: a worker costs memory, its threads share it.
@@ -69,7 +116,7 @@ class Settings:
         values = {}
         for item in fields(cls):
             name = item.name.upper()
-            text = environ.get(name, "").strip()
+            text = (environ.get(name, "") or environ.get(item.metadata.get("or", ""), "")).strip()
             if text:
                 values[item.name] = _parse(name, text, item.type, dict(item.metadata))
         return cls(**values)
@@ -81,7 +128,15 @@ def _parse(name: str, text: str, kind: Any, limits: dict[str, Any]) -> Any:
     if "items" in limits:
         allowed, description = limits["items"]
         return _items(name, text, allowed, description, secret="secret" in limits)
+    if "path" in limits and not PATH.fullmatch(text):
+        raise BootError(f"{name} is {text[:60]!r}; it must be a path like /predict.")
+    if "address" in limits:
+        return _address(name, text)
     if kind is str and "choices" not in limits:
+        if not text.isprintable() or len(text) > MAX_NAME_CHARACTERS:
+            raise BootError(
+                f"{name} is {text[:60]!r}; it must have at most {MAX_NAME_CHARACTERS} printable characters."
+            )
         return text
     if kind is str:
         if text.lower() not in limits["choices"]:
@@ -93,6 +148,25 @@ def _parse(name: str, text: str, kind: Any, limits: dict[str, Any]) -> Any:
     if not (text.isascii() and text.isdigit() and len(text) < 19) or not least <= int(text) <= most:
         raise BootError(f"{name} is {text!r}; it must be {expected}.")
     return int(text)
+
+
+def _address(name: str, text: str) -> str:
+    """Return an IP address; an IPv6 one may have brackets."""
+    try:
+        return str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        raise BootError(
+            f"{name} is {text[:60]!r}; it must be an IP address of this machine, like 127.0.0.1 or ::1."
+        ) from None
+
+
+def without_effect(environ: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each variable of another server that is set here."""
+    return [
+        f"{name} is set, which has no effect here: {instead}."
+        for name, instead in WITHOUT_EFFECT.items()
+        if environ.get(name, "").strip()
+    ]
 
 
 def _items(name: str, text: str, allowed: re.Pattern[str], description: str, secret: bool) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from app.engine.manifest import TOKENIZER
-from build import BuildError, cli, files, unigram
+from build import BuildError, cl100k, cli, files, unigram
 from build.source import Source, fetch
 
 OPSET = 17  # the first opset with LayerNormalization
@@ -240,6 +240,7 @@ def export(model: Any, out: Path) -> ModelFacts:
     with files.replacing(out, TOKENIZER) as part:
         (part / TOKENIZER).write_text(tokenizer_json(model), encoding="utf-8")
     unigram.write(out)
+    cl100k.write(out)
     return facts
 
 

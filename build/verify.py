@@ -22,7 +22,7 @@ import onnx
 
 from app.engine import BootError, cpu
 from app.engine.encoder import MAX_LENGTH, Encoder
-from app.engine.manifest import CHARACTERS, MANIFEST, PIECES, TOKENIZER, Golden, Manifest
+from app.engine.manifest import CHARACTERS, CL100K, MANIFEST, PIECES, TOKENIZER, Golden, Manifest
 from app.engine.model_folder import REPORT, SPEED, ModelFolder, sha256
 from build import BuildError, cli, evaluate, export_onnx, files, plots
 from build.build_key import build_key
@@ -201,7 +201,7 @@ def failed_checks(report: Report) -> list[str]:
 
 def _draft(facts: ModelFacts, source: Source, out: Path, build_key: str) -> Manifest:
     """Return the manifest without golden vectors and quality, which the encoders need; it is never written."""
-    names = [name for file in (FP32, INT8) for name in (file, f"{file}.data")] + [TOKENIZER, CHARACTERS, PIECES]
+    names = [name for file in (FP32, INT8) for name in (file, f"{file}.data")] + [TOKENIZER, CHARACTERS, PIECES, CL100K]
     int8 = {item.key: item.value for item in onnx.load(out / INT8, load_external_data=False).metadata_props}
     if int8.get("calibration_sha256") != calibration_sha256():
         raise BuildError(

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from app.errors import BootError, InvalidRequest, NotReady, TextTooLong
 
 # Default of MAX_LENGTH, tokens. The build verifies the model at this length.
 MAX_LENGTH = 256
+# Name that stands for no prompt.
+NO_PROMPT = "none"
 
 
 class Cached(NamedTuple):
@@ -33,9 +35,10 @@ class Encoder:
     session's threads do not survive a fork.
 
     threads: number of texts that its own runner computes at once; a request may bring a runner of its own.
+    default_prompt_name: prompt of texts without one; "": the model's own default, NO_PROMPT: none.
 
     Raises:
-        BootError: max_length is over the model's limit.
+        BootError: max_length is over the model's limit, or the model has no prompt of that name.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Encoder:
         max_length: int = MAX_LENGTH,
         threads: int = 1,
         cache_size: int = 0,
+        default_prompt_name: str = "",
     ) -> None:
         manifest = model_folder.manifest
         if max_length > manifest.max_positions:
@@ -53,6 +57,12 @@ class Encoder:
                 f"MAX_LENGTH is {max_length}, over the model's {manifest.max_positions} positions; "
                 f"set it to {manifest.max_positions} or less."
             )
+        if default_prompt_name not in ("", NO_PROMPT, *manifest.prompts):
+            known = ", ".join(repr(name) for name in (*manifest.prompts, NO_PROMPT))
+            raise BootError(f"DEFAULT_PROMPT_NAME is {default_prompt_name[:60]!r}; the model's prompts are: {known}.")
+        self.default_prompt_name = (
+            None if default_prompt_name == NO_PROMPT else default_prompt_name or manifest.default_prompt_name
+        )
         self.model_folder = model_folder
         self.max_length = max_length
         # Reason why texts are refused; None once the self-check has passed.
@@ -64,7 +74,7 @@ class Encoder:
         self._session: Session | None = None
 
     @classmethod
-    def load(cls, model_folder: ModelFolder, **options: int) -> "Encoder":
+    def load(cls, model_folder: ModelFolder, **options: Any) -> "Encoder":
         """Load the tokenizer and create the encoder. options: those of `Encoder`.
 
         Raises:
@@ -129,8 +139,8 @@ class Encoder:
         Args:
             texts: any strings; the empty one is a text like any other.
             prompt: text put before each text.
-            prompt_name: name of one of the model's prompts, used in the same way. Without both, the model's default
-                prompt applies, if it has one.
+            prompt_name: name of one of the model's prompts, used in the same way. Without both, the default prompt
+                applies, if there is one.
             truncate: False refuses texts over max_length instead of truncating them.
             runner: runner of this request; None: the encoder's own.
 
@@ -229,7 +239,7 @@ class Encoder:
         return truncated
 
     def prompt(self, prompt: str | None, name: str | None) -> str:
-        """Return the text put before each text: prompt, the model's prompt of that name, or its default prompt.
+        """Return the text put before each text: prompt, the model's prompt of that name, or the default prompt.
 
         Raises:
             InvalidRequest: the model has no prompt of that name.
@@ -238,7 +248,7 @@ class Encoder:
             return prompt
         prompts = self.model_folder.manifest.prompts
         if name is None:
-            name = self.model_folder.manifest.default_prompt_name
+            name = self.default_prompt_name
             return prompts[name] if name is not None else ""
         if name not in prompts:
             known = ", ".join(repr(known) for known in prompts) or "none"

@@ -16,6 +16,7 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer/tokenizer.json"
 CHARACTERS = "tokenizer/characters.json"
 PIECES = "tokenizer/pieces.npy"
+CL100K = "tokenizer/cl100k_base.npy"
 FORMAT = 2
 REMEDY = "run `make model`"
 # Longest golden text, characters: the self-check computes it in every worker.

@@ -1,11 +1,12 @@
 """The model folder: its file names, its manifest, loading and checking it.
 
     model_int8.onnx  model_int8.onnx.data  model_fp32.onnx  model_fp32.onnx.data
-    tokenizer/tokenizer.json  tokenizer/characters.json  tokenizer/pieces.npy
+    tokenizer/tokenizer.json  tokenizer/characters.json  tokenizer/pieces.npy  tokenizer/cl100k_base.npy
     report.json  speed.json  manifest.json
 
 The build writes manifest.json last: a folder without it is incomplete. characters.json and pieces.npy are the mapped
 form of a Unigram vocabulary; where they exist, the server reads them instead of tokenizer.json (see tokenizer.py).
+cl100k_base.npy is OpenAI's table of tokens, for clients that send its ids (see cl100k.py).
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.engine.manifest import CHARACTERS, MANIFEST, PIECES, REMEDY, TOKENIZER, Manifest
+from app.engine.manifest import CHARACTERS, CL100K, MANIFEST, PIECES, REMEDY, TOKENIZER, Manifest
 from app.errors import BootError
 
 REPORT = "report.json"
@@ -42,6 +43,11 @@ class ModelFolder:
     @property
     def precision(self) -> str:
         return "int8" if "int8" in self.model_file.name else "fp32"
+
+    @property
+    def cl100k_file(self) -> Path | None:
+        """The table of OpenAI's token ids, or None where the build had none."""
+        return self.tokenizer_file.with_name(Path(CL100K).name) if CL100K in self.manifest.files else None
 
     @classmethod
     def load(cls, model_dir: Path, model_path: Path, tokenizer_path: Path) -> "ModelFolder":
@@ -100,6 +106,8 @@ class ModelFolder:
         yield self.tokenizer_file, CHARACTERS if characters else TOKENIZER
         if characters:
             yield self.tokenizer_file.with_name(Path(PIECES).name), PIECES
+        if self.cl100k_file:
+            yield self.cl100k_file, CL100K
         yield self.model_file, self.model_file.name
         data = Path(f"{self.model_file}.data")
         if data.name in self.manifest.files:

@@ -28,6 +28,18 @@ def settings() -> Settings:
     return cast(Settings, current_app.extensions["settings"])
 
 
+def served_name() -> str:
+    """Return the name by which clients know the model: SERVED_MODEL_NAME, or the model's id."""
+    return settings().served_model_name or manifest().model
+
+
+def not_ready_reason() -> str | None:
+    """Return a sentence that says why this server should get no requests, or None if it should."""
+    if current_app.extensions["shutting_down"]():
+        return "The server is shutting down."
+    return encoder().not_ready_reason
+
+
 def context() -> RequestContext:
     """Return the context of the current request."""
     return cast(RequestContext, request.environ[CONTEXT])

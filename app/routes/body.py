@@ -29,6 +29,12 @@ SMALL_BYTES = 65_536
 # Highest MAX_TEXTS with that check for larger bodies: creating its type takes 30 ms, once.
 MAX_CHECKED_ITEMS = 10_000
 
+# Escaped surrogates: a pair, or a lone half. The backslashes before are pairs, each an escaped backslash.
+SURROGATES = re.compile(
+    rb"(?<!\\)(?:\\\\)*"
+    rb"(?:\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2}))"
+)
+
 T = TypeVar("T")
 
 
@@ -53,10 +59,9 @@ def json_data() -> bytes:
     """
     environ = request.environ
     if environ.get("CONTENT_TYPE") != JSON:  # parsing it takes as long as decoding a short body
-        mimetype = request.mimetype
+        mimetype = request.mimetype or JSON
         if mimetype != JSON and not (mimetype.startswith("application/") and mimetype.endswith("+json")):
-            said = quoted(mimetype) if mimetype else "missing"
-            raise UnsupportedMedia(f"The Content-Type is {said}: send JSON with Content-Type: {JSON}.")
+            raise UnsupportedMedia(f"The Content-Type is {quoted(mimetype)}: send JSON with Content-Type: {JSON}.")
     encoding = environ.get("HTTP_CONTENT_ENCODING", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMedia(f"The Content-Encoding is {quoted(encoding)}: send the JSON uncompressed.")
@@ -93,7 +98,9 @@ def _data(environ: Mapping[str, Any]) -> bytes:
 
 
 def decode(data: bytes, type_: type[T], rules: Rules, list_field: ListField | None = None) -> T:
-    """Decode a body to a type. rules: sentences for values of a wrong type. list_field: its list of texts.
+    """Decode a body to a type. Lone surrogates become U+FFFD.
+
+    rules: sentences for values of a wrong type. list_field: its list of texts.
 
     Raises:
         InvalidRequest: the body is not JSON, or does not fit the type.
@@ -110,14 +117,35 @@ def decode(data: bytes, type_: type[T], rules: Rules, list_field: ListField | No
     except msgspec.ValidationError as error:
         raise validation_error(data, error, rules) from None
     except msgspec.DecodeError as error:
-        raise syntax_error(data, error) from None
+        replaced, count = replace_lone_surrogates(data)
+        if not count:
+            raise syntax_error(data, error) from None
+        context().surrogates = count
+        return decode(replaced, type_, rules, list_field)
     except RecursionError:
         raise TooDeep("The body is nested too deep: about 1000 lists or objects inside each other.") from None
     if list_field:
         items = functools.reduce(getattr, list_field.place.split("."), body)
-        if not isinstance(items, str):
-            check_count(cast(list[Any], items), list_field.place)
+        if isinstance(items, list):
+            check_count(items, list_field.place)
     return body
+
+
+def replace_lone_surrogates(data: bytes) -> tuple[bytes, int]:
+    r"""Return JSON with \ufffd for each half of a surrogate pair without its other half, and their number.
+
+    JavaScript's strings may have such halves, after a cut in the middle of an emoji. Browsers replace them in the same
+    way: https://tc39.es/ecma262/#sec-string.prototype.towellformed
+    """
+    replaced = bytearray(data)
+    count = 0
+    for match in SURROGATES.finditer(data):
+        if match["lone"]:
+            replaced[match.start("lone") : match.end("lone")] = rb"\ufffd"
+            count += 1
+            if count % 1000 == 0 and (runner := context().runner):
+                runner.pause()
+    return bytes(replaced), count
 
 
 def fields(data: bytes, *names: str) -> dict[str, Raw]:

@@ -9,7 +9,7 @@ import msgspec
 import orjson
 from msgspec import Raw
 
-from app.errors import MAX_QUOTED_CHARACTERS, InvalidRequest
+from app.errors import MAX_QUOTED_CHARACTERS, EmptyList, InvalidRequest
 from app.routes import encoder
 from app.routes.raw_json import MAX_LIST_BYTES, decoder, raw_value_at
 
@@ -29,9 +29,6 @@ FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*?)`?",
 STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 # msgspec's message about syntax, e.g. "JSON is malformed: invalid character (byte 6)".
 MALFORMED = re.compile(r"JSON is malformed: (.*) \(byte (\d+)\)")
-# Escaped first half of a surrogate pair without the second half.
-HALF_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u)")
-PAIR_BYTES = len(rb"\ud83d\ude00")
 
 
 class Rule(NamedTuple):
@@ -88,17 +85,14 @@ def validation_error(data: bytes, error: msgspec.ValidationError, rules: Rules) 
         last_id=encoder().tokenizer.vocabulary_size - 1,
         **_sentence_values(data, steps, "an empty list" if suffix == " empty" else _json_type(what), rule.sentence),
     )
-    return InvalidRequest(sentence, rule.param or re.sub(r"\[.*", "", place))
+    kind = EmptyList if suffix == " empty" else InvalidRequest
+    return kind(sentence, rule.param or re.sub(r"\[.*", "", place))
 
 
 def syntax_error(data: bytes, error: msgspec.DecodeError) -> InvalidRequest:
     """Return the error for a body that is not JSON, with the position of its first fault."""
     malformed = MALFORMED.fullmatch(str(error))
     what, at = (malformed[1], int(malformed[2])) if malformed else ("unexpected end of data", len(data))
-    # msgspec reports the end of the data when it comes in place of the second half
-    half = HALF_PAIR.search(data, max(0, len(data) - PAIR_BYTES)) if not malformed else None
-    if half or "surrogate" in what:
-        what, at = "half of a surrogate pair in a string", half.start() if half else at
     line, start = data.count(b"\n", 0, at) + 1, data.rfind(b"\n", 0, at) + 1
     column = len(data[start:at].decode(errors="ignore")) + 1
     return InvalidRequest(f"The body is not JSON: {what} (line {line}, column {column}).")

@@ -1,59 +1,113 @@
 """OpenAI's API: POST /v1/embeddings and the list of models.
 
 https://platform.openai.com/docs/api-reference/embeddings
+
+Other servers with this API have further fields. Those that can be honoured are; those that would change the vectors and
+cannot are refused by name; all others are ignored.
 """
 
 import re
-from typing import Any
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, current_app
+from msgspec import Meta, Raw
 
+from app.engine.cl100k import Cl100k, UnknownToken
 from app.errors import InvalidRequest, UnknownModel
-from app.routes import manifest
+from app.routes import context, encoder, manifest, not_ready_reason, served_name, token_ids
 from app.routes.body import ListField, TextList, decode, fields, json_data
-from app.routes.body_errors import Rule, text_rules
+from app.routes.body_errors import Rule, quoted, text_rules
+from app.routes.options import FLAG
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import OptionFields, Options, encode, encode_vectors, resolve_options
+from app.routes.options import Dimensions, OptionFields, Options, encode, encode_vectors, resolve_options
+from app.routes.prompts import prompt_name_for
 from app.routes.rendering import json_response, list_response
 
-TOKENS = (
-    "input has token ids, and they are another tokenizer's than this model's: send strings "
-    "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False)), or this model's own ids to POST /embed as inputs."
+NO_TABLE = (
+    "input has token ids, and this model folder has no table of OpenAI's: send strings (LangChain: "
+    "OpenAIEmbeddings(check_embedding_ctx_length=False)), or build the folder again."
 )
 # Beginning of the JSON of a list of token ids, or of a list of such lists.
 IDS = re.compile(rb"\[\s*(\[\s*)?[-\d]")
+NOT_AN_ID = Rule(
+    "{place} is {value}; it must be one of OpenAI's token ids (cl100k_base). This model's own ids go to POST /embed as "
+    "inputs."
+)
+
+T = TypeVar("T")
 
 blueprint = Blueprint("openai", __name__)
 
 
-class Input(OptionFields, kw_only=True):
-    """The body of POST /v1/embeddings; other fields are ignored."""
+class Input(OptionFields, Generic[T], kw_only=True):
+    """The body of POST /v1/embeddings: texts, one text's token ids, or a list of these.
 
-    input: str | TextList
+    dimensions: infinity_client sends 0 for all.
+    """
+
+    input: T
     model: str | None = None
+    dimensions: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    # NVIDIA's: https://docs.nvidia.com/nim/nemo-retriever/text-embedding/latest/reference.html
+    truncate: bool | Literal["NONE", "END"] | None = None  # type: ignore[assignment]  # wider than the base class's
+    input_type: str | None = None
+    # Voyage's and Mistral's: https://docs.voyageai.com/reference/embeddings-api
+    truncation: bool | None = None
+    output_dimension: Dimensions | None = None
+    output_dtype: Literal["float"] | None = None
+    # Jina's: https://api.jina.ai/redoc#tag/embeddings
+    task: str | None = None
+    late_chunking: bool | None = None
+    embedding_type: Literal["float", "base64"] | None = None
+    # vLLM's: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html#embeddings-api
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool | None = None
+    use_activation: bool | None = None
+    embed_dtype: Literal["float32", "float"] | None = None
+    endianness: Literal["native", "little"] | None = None
+    # Infinity's: https://github.com/michaelfeil/infinity
+    modality: Literal["text"] | None = None
 
 
 INPUT = ListField("input", str, or_text=True)
+# Fields that have one possible value -> what that is.
+POSSIBLE = {
+    "late_chunking": "false",
+    "embedding_type": "float or base64",
+    "truncate_prompt_tokens": "-1, or MAX_LENGTH or more,",
+    "add_special_tokens": "true",
+    "embed_dtype": "float32",
+    "endianness": "native or little",
+    "output_dtype": "float",
+    "modality": "text",
+}
 RULES = {
     **OPTION_RULES,
     **text_rules("input", or_text=True),
     "input missing": Rule("The field input is missing: a string or a list of strings."),
-    "model": Rule("{place} is {kind}; it must be a string."),
+    **{name: Rule("{place} is {kind}; it must be a string.") for name in ("model", "input_type", "task")},
+    "output_dimension": Rule("{place} is {value}; it must be a whole number from 1 to {dimension}."),
+    "truncate": Rule('{place} is {value}; it must be true, false, "END" or "NONE".'),
+    "truncation": FLAG,
+    "use_activation": FLAG,
+    **{
+        name: Rule(f"{name} is {{value}}; only {possible} is possible here.", name)
+        for name, possible in POSSIBLE.items()
+    },
 }
 
 
 @blueprint.post("/v1/embeddings")
 def embeddings() -> Response:
     data = json_data()
-    if IDS.match(fields(data, "input").get("input", b"")):
-        raise InvalidRequest(TOKENS, "input")
-    body = decode(data, Input, RULES, INPUT)
-    options = resolve_options(body, Options(normalize=True))
-    texts, name = ([body.input], "input") if isinstance(body.input, str) else (body.input, "input[{}]")
+    raw = fields(data, "input").get("input", Raw(b""))
+    texts, body = _of_ids(data, raw) if IDS.match(raw) else _of_strings(data)
+    options = _options(body)
+    name = "input" if isinstance(body.input, str) else "input[{}]"
     result = encode(texts, options, name.format)
     tokens = sum(result.tokens)
     # repeats the client's model name: many clients compare it with the one they sent
-    name_of_model = manifest().model if body.model is None else body.model
+    name_of_model = served_name() if body.model is None else body.model
 
     def items(start: int, stop: int) -> list[dict[str, Any]]:
         vectors = encode_vectors(result.rows[start:stop], options)
@@ -70,18 +124,68 @@ def embeddings() -> Response:
     )
 
 
+def _of_strings(data: bytes) -> tuple[list[str], Any]:
+    """Return the texts of a body, and the decoded body."""
+    body = decode(data, Input[str | TextList], RULES, INPUT)
+    return [body.input] if isinstance(body.input, str) else body.input, body
+
+
+def _of_ids(data: bytes, raw: Raw) -> tuple[list[str], Any]:
+    """Return the texts of a body with OpenAI's token ids, and the decoded body. raw: JSON of its field input."""
+    table = cast(Cl100k | None, current_app.extensions["cl100k"])
+    if table is None:
+        raise InvalidRequest(NO_TABLE, "input")
+    rows, body = token_ids.decode_ids(data, raw, "input", Input, RULES, NOT_AN_ID, table.size)
+    runner = context().runner or encoder().runner
+    texts = []
+    for index, row in enumerate(rows):
+        try:
+            texts.append(table.decode(row, runner.pause))
+        except UnknownToken as error:
+            place = f"input[{index}][{error.index}]" if token_ids.LISTS.match(raw) else f"input[{error.index}]"
+            raise InvalidRequest(NOT_AN_ID.sentence.format(place=place, value=row[error.index]), "input") from None
+    return texts, body
+
+
+def _options(body: Any) -> Options:
+    """Return the options of a body, whose names are several servers'."""
+    limit = encoder().max_length
+    cut = body.truncate_prompt_tokens
+    for name, is_possible in (
+        ("late_chunking", not body.late_chunking),
+        ("add_special_tokens", body.add_special_tokens is not False),
+        ("truncate_prompt_tokens", cut is None or cut == -1 or cut >= limit),
+    ):
+        if not is_possible:
+            raise InvalidRequest(RULES[name].sentence.format(value=quoted(getattr(body, name))), name)
+    if body.truncate is None:
+        body.truncate = body.truncation
+    elif isinstance(body.truncate, str):
+        body.truncate = body.truncate == "END"
+    body.dimensions = body.dimensions or body.output_dimension
+    body.encoding_format = body.encoding_format or body.embedding_type
+    if body.normalize is None:
+        body.normalize = body.use_activation
+    if body.prompt is None and body.prompt_name is None:
+        body.prompt_name = prompt_name_for(body.input_type or body.task)
+    return resolve_options(body, Options(normalize=True))
+
+
 @blueprint.get("/v1/models")
 def models() -> Response:
-    return json_response({"object": "list", "data": [_description()]})
+    return json_response({"object": "list", "data": [_description()], "models": [served_name()]})
 
 
 @blueprint.get("/v1/models/<path:model>")
 def model(model: str) -> Response:
-    own = manifest().model
-    if model != own:
-        raise UnknownModel(f"There is no model {model[:60]!r} here; the one that is served is {own!r}.", "model")
+    if model not in (served_name(), manifest().model):
+        raise UnknownModel(
+            f"There is no model {model[:60]!r} here; the one that is served is {served_name()!r}.", "model"
+        )
     return json_response(_description())
 
 
 def _description() -> dict[str, Any]:
-    return {"id": manifest().model, "object": "model", "created": 0, "owned_by": "embedding-api"}
+    """Return a model's description for OpenAI's clients, with the fields of KServe's: name, ready."""
+    own = {"id": served_name(), "object": "model", "created": 0, "owned_by": "embedding-api"}
+    return {**own, "name": served_name(), "ready": not_ready_reason() is None}

@@ -7,7 +7,7 @@ from flask import Blueprint, Flask, Response, current_app
 from app import metrics
 from app.engine import cpu
 from app.http_errors import RETRY_AFTER_SECONDS
-from app.routes import NAME, VERSION, encoder, settings
+from app.routes import NAME, VERSION, encoder, not_ready_reason, served_name, settings
 from app.routes.rendering import json_response
 
 blueprint = Blueprint("ops", __name__)
@@ -43,6 +43,7 @@ def about() -> Response:
             "version": VERSION,
             "model": {
                 "id": manifest.model,
+                "served_name": served_name(),
                 "revision": manifest.revision,
                 "stand_in": manifest.stand_in,
                 "warning": manifest.warning,
@@ -54,7 +55,7 @@ def about() -> Response:
                 "max_seq_length": manifest.max_seq_length,
                 "max_positions": manifest.max_positions,
                 "prompts": manifest.prompts,
-                "default_prompt_name": manifest.default_prompt_name,
+                "default_prompt_name": encoder().default_prompt_name,
             },
             "max_length": encoder().max_length,
             "limits": {"max_texts": limits.max_texts, "max_body_bytes": limits.max_body_bytes},
@@ -85,9 +86,7 @@ def prometheus() -> Response:
 
 @blueprint.get("/readyz")
 def ready() -> Response:
-    reason = encoder().not_ready_reason
-    if current_app.extensions["shutting_down"]():
-        reason = "The server is shutting down."
+    reason = not_ready_reason()
     if reason is None:
         return json_response({"ok": True})
     response = json_response({"ok": False, "reason": reason}, 503)

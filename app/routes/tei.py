@@ -3,19 +3,18 @@
 Specification: https://huggingface.github.io/text-embeddings-inference/. Unknown fields are ignored, as there.
 """
 
-import functools
 import re
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from flask import Blueprint, Response
-from msgspec import Meta, Raw, Struct
+from msgspec import Raw, Struct
 
 from app.context import RequestContext
 from app.engine.embeddings import Vector
 from app.engine.tokenizer import Spans
-from app.errors import TextTooLong, TooLarge
-from app.routes import VERSION, context, encoder, manifest, settings
+from app.errors import EmptyList, TextTooLong, TooLarge
+from app.routes import VERSION, context, encoder, manifest, served_name, settings, token_ids
 from app.routes.body import ListField, TextList, decode, fields, json_data
 from app.routes.body_errors import Rule, Rules, text_rules
 from app.routes.options import FLAG
@@ -31,10 +30,9 @@ MAX_TOKENIZED = 100_000
 # Tokens that /tokenize renders in one slice: 2 ms.
 SLICE_TOKENS = 1000
 
-# Beginnings of the JSON of an object, of a list of token ids, and of a list of lists.
+# Beginnings of the JSON of an object, and of a list of token ids.
 OBJECT = re.compile(rb"\{")
 IDS = re.compile(rb"\[\s*[-\dtf]")
-LISTS = re.compile(rb"\[\s*\[")
 
 T = TypeVar("T")
 
@@ -88,7 +86,6 @@ PARAMETER_RULES = {
     ),
 }
 ID = Rule("{place} is {value}; it must be a token id, a whole number from 0 to {last_id}.")
-ID_LIST = Rule("{place} is {kind}; it must be a list of token ids.")
 TEXT_RULES = {**PARAMETER_RULES, **text_rules("inputs", or_text=True), "add_special_tokens": FLAG}
 SIMILARITY_RULES = {
     **text_rules("inputs.sentences"),
@@ -105,15 +102,10 @@ TEXTS = ListField("inputs", str, or_text=True)
 SENTENCES = ListField("inputs.sentences", str)
 
 
-@functools.cache
-def ids_types(size: int) -> tuple[Any, Any]:
-    """Return two types for a vocabulary of this size: the token ids of one text, and of many texts."""
-    ids = Annotated[list[Annotated[int, Meta(ge=0, le=size - 1)]], Meta(min_length=1)]
-    return ids, Annotated[list[ids], Meta(min_length=1)]
-
-
 def error_fields(request: RequestContext, status: int, message: str) -> dict[str, Any]:
     """Return error_type, which TEI's clients read."""
+    if isinstance(request.exception, EmptyList):
+        return {"error_type": "Empty"}
     return {"error_type": ERROR_TYPES.get(status, "Backend" if status >= 500 else "Validation")}
 
 
@@ -131,7 +123,7 @@ def embed(data: bytes, inputs: Raw, query: OptionFields | None = None) -> Respon
     inputs: raw JSON of the field. query: options in the query.
     """
     defaults = Options(normalize=True)
-    if IDS.match(inputs) or LISTS.match(inputs):
+    if IDS.match(inputs) or token_ids.LISTS.match(inputs):
         rows, body = _ids(data, inputs, "inputs", Embed, PARAMETER_RULES)
         options = resolve_options(body, defaults, query)
         result = encode_ids(rows, options).rows
@@ -187,6 +179,7 @@ def info() -> Response:
     return json_response(
         {
             "model_id": manifest().model,
+            "served_model_name": served_name(),
             "model_sha": manifest().revision,
             "model_dtype": encoder().model_folder.precision,
             "model_type": {"embedding": {"pooling": manifest().pooling}},
@@ -206,17 +199,7 @@ def info() -> Response:
 
 
 def _ids(data: bytes, ids: Raw, name: str, body_type: Any, rules: Rules) -> tuple[list[list[int]], Any]:
-    """Return the token ids of all texts, and the decoded body. One text's ids count as a list of one text.
-
-    ids: raw JSON of the body's field `name`.
-    """
-    one, many = ids_types(encoder().tokenizer.vocabulary_size)
-    if LISTS.match(ids):
-        rules = {**rules, f"{name}[]": ID_LIST, f"{name}[][]": ID}
-        body = decode(data, body_type[many], rules, ListField(name, one))
-        return getattr(body, name), body
-    body = decode(data, body_type[one], {**rules, f"{name}[]": ID})
-    return [getattr(body, name)], body
+    return token_ids.decode_ids(data, ids, name, body_type, rules, ID, encoder().tokenizer.vocabulary_size)
 
 
 def _of_texts(inputs: str | list[str], options: Options) -> list[Vector]:

@@ -89,13 +89,19 @@ def check(request: Any) -> None:
         request.force_close()
 
 
-def head_environ(request: Any, address: Any) -> dict[str, str]:
+def client_address(address: Any) -> tuple[str, int]:
+    """Return host and port of a client. A socket for IPv6 and IPv4 gives ::ffff:192.0.2.1 for 192.0.2.1."""
+    host, port = str(address[0]), int(address[1])
+    return host.removeprefix("::ffff:") if "." in host else host, port
+
+
+def head_environ(request: Any, address: tuple[str, int]) -> dict[str, str]:
     """Return the part of the WSGI environ that is read before admission: the whole environ takes longer."""
     environ = {
         "REQUEST_METHOD": request.method,
         "PATH_INFO": unquote_to_bytes(request.path.encode("latin-1")).decode("latin-1"),
         "SERVER_PROTOCOL": f"HTTP/{request.version[0]}.{request.version[1]}",
-        "REMOTE_ADDR": str(address[0]),
+        "REMOTE_ADDR": address[0],
     }
     for name, value in request.headers:
         if key := KEYS.get(name):

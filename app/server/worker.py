@@ -124,6 +124,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             self.connections.close_one()
         idle_seconds = self.cfg.keepalive if self.alive else LAST_LINGER_SECONDS
         connection = Connection(client, self.connections, idle_seconds)
+        address = http.client_address(address)
         parser = gunicorn.http.get_parser(self.cfg, connection, address)
         try:
             while self._serve(connection, parser, address, server):
@@ -135,7 +136,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         finally:
             connection.close(LINGER_SECONDS if self.alive else LAST_LINGER_SECONDS)
 
-    def _serve(self, connection: Connection, parser: Any, address: Any, server: Any) -> bool:
+    def _serve(self, connection: Connection, parser: Any, address: tuple[str, int], server: Any) -> bool:
         """Receive one request and answer it. Return whether the connection is kept."""
         received = parser.unreader.take_buffered()
         parser.unreader.unread(received)
@@ -154,8 +155,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         connection.await_body(connection.arrived + self.scheduler.deadline_seconds, expects)
         context, head = RequestContext(connection.arrived), http.head_environ(request, address)
         context.read_environ(head)
-        path = "/" + context.path.lstrip("/")  # werkzeug's reading of leading slashes
-        context.error_fields = self.wsgi.extensions["error_fields"].get(path)
+        path = context.canonical_path
+        context.error_fields = self.wsgi.extensions["error_fields"](path)
         computes = context.method not in ("GET", "HEAD", "OPTIONS") or path == "/embed" and context.method != "OPTIONS"
         if computes and self.scheduler.waiting >= self.settings.max_queue:
             # With Expect: 100-continue the body may never come.
@@ -207,18 +208,18 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def _reject(self, connection: Connection, context: RequestContext, error: ServiceError, keeps: bool) -> None:
         """Answer with an error without calling the app: a rejection must cost little CPU."""
         status, context.error = status_and_code(error)
-        if context.path in self.paths:
-            context.route = context.path
+        if context.canonical_path in self.paths:
+            context.route = context.canonical_path
         self._send_error(connection, context, status, str(error), keeps)
 
-    def _reject_unread(self, connection: Connection, address: Any, error: Exception) -> None:
+    def _reject_unread(self, connection: Connection, address: tuple[str, int], error: Exception) -> None:
         """Answer a request that cannot be parsed. None of its bytes are logged."""
         status, message = http.unreadable(error, self.cfg)
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:
             self.log.error("unexpected error", exc_info=error)
         context = RequestContext(connection.arrived)
         context.identify()
-        context.remote = str(address[0])
+        context.remote = address[0]
         context.error = "request_timeout" if status == HTTPStatus.REQUEST_TIMEOUT else status.name.lower()
         self._send_error(connection, context, status, message)
 

@@ -25,7 +25,7 @@ KINDS = [
     ("GET", "/embed?q=cat", False, 401),
     ("GET", "/nope", True, 404),
     ("PUT", "/embed", True, 405),
-    ("POST", "/v1/embeddings", True, 415),
+    ("POST", "/v1/embeddings", True, 400),
 ]
 
 
@@ -114,7 +114,10 @@ def test_preflight(guarded: FlaskClient, route: Route) -> None:
         "https://A.example",
         "https://user@a.example",
         "https://a.example:",
-        "ftp://a.example",
+        "app:obsidian.md",
+        "APP://obsidian.md",
+        "1app://obsidian.md",
+        "file:///home",
         "https://",
         "null",
         "**",
@@ -122,8 +125,28 @@ def test_preflight(guarded: FlaskClient, route: Route) -> None:
 )
 def test_malformed_origins(origins: str) -> None:
     """Origins that no browser could send are refused at the start."""
-    with pytest.raises(BootError, match=r"^CORS_ORIGINS has '.*': an origin is like https://example.com, "):
+    with pytest.raises(
+        BootError, match=r"^CORS_ORIGINS has '.*': an origin is like https://example.com or app://obsidian.md, "
+    ):
         Settings.from_env({"CORS_ORIGINS": origins})
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "app://obsidian.md",
+        "chrome-extension://aaaabbbbccccddddeeeeffffgggghhhh",
+        "moz-extension://2c127fa4-62c7-7e4f-90e5-472b45eecfdc",
+        "tauri://localhost",
+        "capacitor://localhost",
+        "vscode-webview://0a1b_2c",
+        "http://[::1]:3000",
+    ],
+)
+def test_origins_of_any_scheme(tiny_encoder: Encoder, origin: str) -> None:
+    """Apps and browser extensions have origins with schemes of their own."""
+    response = app_client(tiny_encoder, origin).get("/health", headers={"Origin": origin})
+    assert response.headers["Access-Control-Allow-Origin"] == origin
 
 
 @pytest.mark.parametrize(("method", "path", "has_key", "status"), [*KINDS, ("OPTIONS", "/embed", False, 200)])

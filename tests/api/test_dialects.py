@@ -64,12 +64,21 @@ def test_the_same_floats(
         post(client, "/embed", {"inputs": texts, **given}),
         post(client, "/", {"inputs": texts, **given}),
         post(client, "/bigquery", {"calls": [[text] for text in texts], "userDefinedContext": context})["replies"],
+        post(client, "/v1/models/a/b:predict", {"instances": texts, "parameters": given})["predictions"],
+        post(client, "/v1/models/m:predict", {"instances": [{"text": text} for text in texts], "parameters": given})[
+            "predictions"
+        ],
+        post(client, "/vectors", {"texts": texts, "config": {"dimensions": dimensions, "task_type": prompt_name}})[
+            "vectors"
+        ],
         post(client, "/v1/embeddings", {"input": texts[0], **given})["data"][0]["embedding"],
         post(client, "/", {"inputs": texts[0], **given})[0],
     ]
-    for vectors in found[:5]:
+    if prompt_name is None:  # Ollama has no field for it
+        found.insert(0, post(client, "/api/embed", {"input": texts, "dimensions": dimensions})["embeddings"])
+    for vectors in found[:-2]:
         assert np.array_equal(np.array(vectors, np.float32), expected)
-    for vector in found[5:]:
+    for vector in found[-2:]:
         assert np.array_equal(np.array(vector, np.float32), expected[0])
     raw = post(client, "/embed", {"inputs": texts, "normalize": False, **given})
     assert np.array_equal(np.array(raw, np.float32), native(client, texts, **given))

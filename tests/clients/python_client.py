@@ -37,6 +37,25 @@ def langchain_huggingface(options: dict[str, Any], texts: list[str]) -> dict[str
     return langchain(HuggingFaceEndpointEmbeddings(**options), texts)
 
 
+def langchain_ollama(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    from langchain_ollama import OllamaEmbeddings  # type: ignore[import-not-found]
+
+    return langchain(OllamaEmbeddings(**options), texts)
+
+
+def ollama(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    from ollama import AsyncClient, Client  # type: ignore[import-not-found]
+
+    model, host = options.pop("model"), options.pop("host")
+    client = Client(host=host)
+    assert [found.model for found in client.list().models] == ["tiny"] and client.show(model).capabilities
+    return {
+        "embed": client.embed(model, texts, **options).embeddings,
+        "embed one by one": [client.embed(model, text, **options).embeddings[0] for text in texts],
+        "async embed": asyncio.run(AsyncClient(host=host).embed(model, texts, **options)).embeddings,
+    }
+
+
 def langchain(client: Any, texts: list[str]) -> dict[str, Any]:
     return {
         "embed_documents": client.embed_documents(texts),
@@ -46,7 +65,7 @@ def langchain(client: Any, texts: list[str]) -> dict[str, Any]:
 
 
 def llama_index(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
-    from llama_index.embeddings.openai_like import OpenAILikeEmbedding  # type: ignore[import-not-found]
+    from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 
     client = OpenAILikeEmbedding(**options)
     return {

@@ -12,7 +12,7 @@ from tests.support.server import Server
 
 @pytest.mark.parametrize("options", [{}, {"dimensions": 8}, {"model_kwargs": {"encoding_format": "float"}}])
 def test_langchain_openai(guarded: Server, installed: None, options: dict[str, Any]) -> None:
-    """OpenAIEmbeddings with check_embedding_ctx_length=False gets the bits of OpenAI's client."""
+    """OpenAIEmbeddings with check_embedding_ctx_length=False, which sends text, gets the bits of OpenAI's client."""
     options = {"model": "m", "base_url": f"{guarded.url}/v1", "api_key": KEY, **options}
     texts = [*TEXTS, "line\nbreak"]
     answer = clients.python(
@@ -23,12 +23,19 @@ def test_langchain_openai(guarded: Server, installed: None, options: dict[str, A
     check_vectors(answer, np.array([item.embedding for item in expected], np.float32))
 
 
-def test_langchain_openai_by_default(server: Server, installed: None) -> None:
-    """By default OpenAIEmbeddings sends token ids of another tokenizer; the error says what to set."""
-    options = {"model": "m", "base_url": f"{server.url}/v1", "api_key": "none", "max_retries": 0}
-    answer = clients.python(client="langchain_openai", options=options, texts=TEXTS[:2])
-    assert (answer["error"], answer["hosts"]) == ("BadRequestError", ["127.0.0.1"])
-    assert "OpenAIEmbeddings(check_embedding_ctx_length=False)" in answer["message"]
+@pytest.mark.parametrize("options", [{}, {"dimensions": 8}, {"chunk_size": 2}])
+def test_langchain_openai_by_default(server: Server, installed: None, options: dict[str, Any]) -> None:
+    """By default OpenAIEmbeddings sends OpenAI's token ids. The vectors are those of the texts.
+
+    LangChain itself divides each vector by its length once more, in float64.
+    """
+    texts = [*TEXTS, "line\nbreak 😀", "<|endoftext|> is text, too"]
+    options = {"model": "text-embedding-3-small", "base_url": f"{server.url}/v1", "api_key": "none", **options}
+    answer = clients.python(client="langchain_openai", options=options, texts=texts)
+    expected = native(server, texts, dimensions=options.get("dimensions", 32))
+    assert answer["hosts"] == ["127.0.0.1"]
+    for vectors in answer["vectors"].values():
+        assert np.abs(np.array(vectors) - expected).max() < 1e-6
 
 
 def test_langchain_huggingface(server: Server, installed: None) -> None:

@@ -22,7 +22,8 @@ CONFIGURATION = "docs/configuration.md"
 API = ("docs/api.md", "docs/ja/api.md")
 MODELS = ("docs/models.md", "docs/ja/models.md")
 # Settings whose default is in words, since it depends on the CPU or is empty.
-IN_WORDS = {"CPUS", "WEB_CONCURRENCY", "API_KEY", "CORS_ORIGINS", "GOOGLE_CLOUD_PROJECT"}
+IN_WORDS = {"CPUS", "WEB_CONCURRENCY", "HOST", "SERVED_MODEL_NAME", "DEFAULT_PROMPT_NAME"}
+IN_WORDS |= {"API_KEY", "CORS_ORIGINS", "AIP_PREDICT_ROUTE", "AIP_HEALTH_ROUTE", "GOOGLE_CLOUD_PROJECT"}
 
 
 def settings(document: str) -> dict[str, list[str]]:

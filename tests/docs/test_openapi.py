@@ -10,15 +10,16 @@ import yaml
 from flask.testing import FlaskClient
 
 from app import routes
-from app.routes import bigquery, native, openai, options, tei
+from app.routes import bigquery, native, ollama, openai, options, tei, token_ids, vertex, weaviate
 from app.routes.body import TextList
 from tests.support import ROOT
 
 OPENAPI = yaml.safe_load((ROOT / "app/openapi.yml").read_text())
 # Limit of token ids: it depends on the model, so openapi.yml has none.
-ID_TYPES: Any = tei.ids_types(2**40)
+ID_TYPES: Any = token_ids.ids_types(2**40)
 EMBED: Any = tei.Embed
 DECODE: Any = tei.Decode
+OPENAI: Any = openai.Input
 SCHEMAS = OPENAPI["components"]["schemas"]
 BODIES: dict[str, list[Any]] = {
     "Texts": [native.Texts],
@@ -26,7 +27,12 @@ BODIES: dict[str, list[Any]] = {
     "Comparison": [tei.Comparison],
     "/tokenize": [tei.Tokenize],
     "/decode": [DECODE[ids] for ids in ID_TYPES],
-    "OpenaiInput": [openai.Input],
+    "OpenaiInput": [OPENAI[kind] for kind in (str | TextList, *ID_TYPES)],
+    "OllamaInput": [ollama.Embed],
+    "OllamaPrompt": [ollama.Prompt],
+    "OllamaShow": [ollama.Show],
+    "WeaviateText": [weaviate.Vectors],
+    "Instances": [vertex.Instances],
     "Calls": [bigquery.Calls],
 }
 

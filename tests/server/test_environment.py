@@ -158,3 +158,51 @@ def test_model_files_that_change(start: Start, tiny_model: Path, tmp_path: Path,
     file.write_bytes(content)
     wait_for(200)
     assert requests.get(url, timeout=PATIENCE).json() == expected
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").is_file(), reason="this machine has no IPv6")
+def test_addresses(start: Start, tiny_model: Path) -> None:
+    """The server listens on IPv6 and IPv4, and logs each client's address as it is; HOST chooses one address."""
+    server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64).wait_until_ready()
+    for host in ("127.0.0.1", "[::1]"):
+        assert requests.get(f"http://{host}:{server.port}/embed?q=cat", timeout=PATIENCE).ok
+    lines = [json.loads(line) for line in server.stop().splitlines()]
+    remotes = [line["httpRequest"]["remoteIp"] for line in lines if "q=cat" in str(line) or "/embed" in str(line)]
+    assert remotes == ["127.0.0.1", "::1"]
+    only = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, HOST="127.0.0.1").wait_until_ready()
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"http://[::1]:{only.port}/health", timeout=PATIENCE)
+    other = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, HOST="[::1]")
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            assert requests.get(f"http://[::1]:{other.port}/health", timeout=PATIENCE).ok
+            break
+        except requests.ConnectionError:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("192.0.2.1", "HOST is 192.0.2.1, which is no address of this machine."),
+        ("nas.local", "HOST is 'nas.local'; it must be an IP address of this machine, like 127.0.0.1 or ::1."),
+    ],
+)
+def test_a_wrong_address(start: Start, tiny_model: Path, host: str, message: str) -> None:
+    """An address that is not this machine's stops the start with one line."""
+    output = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, HOST=host).output_of_failed_boot()
+    assert output.splitlines()[-1] == f"Error: {message}" and "Traceback" not in output
+
+
+def test_variables_of_other_servers(start: Start, tiny_model: Path) -> None:
+    """A variable of another server that has no effect is named at the start, with what to use instead."""
+    variables = {"MAX_CLIENT_BATCH_SIZE": 32, "INFINITY_QUEUE_SIZE": 9, "THREADS": 4, "MODEL_ID": ""}
+    server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, **variables).wait_until_ready()
+    lines = [json.loads(line) for line in server.stop().splitlines()]
+    assert [line["message"] for line in lines if line["severity"] == "WARNING"] == [
+        "THREADS is set, which has no effect here: CPUS sets how many texts are computed at once.",
+        "MAX_CLIENT_BATCH_SIZE is set, which has no effect here: MAX_TEXTS limits the texts of a request.",
+        "INFINITY_QUEUE_SIZE is set, which has no effect here: MAX_QUEUE limits the requests that wait.",
+    ]

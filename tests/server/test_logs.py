@@ -78,7 +78,7 @@ CASES = {
     "unknown": (get_request("/nope"), 404, "other", ["queue"]),
     "a wrong method": (get_request("/embed", method="DELETE"), 405, "other", ["queue"]),
     "too many": (post_request("/embed", '{"texts": ["", "", "", "", "", "", "", "", ""]}'), 413, "/embed", ["queue"]),
-    "no JSON": (get_request("/v1/embeddings", "Content-Length: 0\r\n", "POST"), 415, "/v1/embeddings", ["queue"]),
+    "no JSON": (get_request("/v1/embeddings", "Content-Length: 0\r\n", "POST"), 400, "/v1/embeddings", ["queue"]),
     "no key": (get_request("/embed?q=cat").replace("second", "third"), 401, "/embed", ["queue"]),
 }
 

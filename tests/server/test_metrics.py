@@ -23,6 +23,7 @@ LABELS = {
     "embedding_tokens": set(),
     "embedding_truncated_texts": set(),
     "embedding_cache_hits": set(),
+    "embedding_replaced_surrogates": set(),
     "embedding_refused_requests": {"reason"},
     "embedding_queue_requests": set(),
     "embedding_in_flight_requests": set(),
@@ -125,7 +126,8 @@ def test_counts_of_all_workers(server: Server, first: Scrape) -> None:
 
 
 def test_counts_of_computed_texts(one_worker: Server) -> None:
-    """Cached and truncated texts are counted, and requests that compute nothing are in no stage."""
+    """Cached and truncated texts and lone surrogates are counted; requests that compute nothing are in no stage."""
+    requests.post(f"{one_worker.url}/embed", data=rb'{"texts": ["a \ud83d", "\ude00\ud83d"]}', timeout=30)
     requests.post(f"{one_worker.url}/embed", json={"texts": ["cat", "cat", "a " * 100, "mat"]}, timeout=30)
     requests.post(f"{one_worker.url}/v1/embeddings", json={"input": ["cat", "mat", "sat"]}, timeout=30)
     requests.post(f"{one_worker.url}/embed", json={"inputs": [[5] * 100]}, timeout=30)
@@ -139,8 +141,9 @@ def test_counts_of_computed_texts(one_worker: Server) -> None:
         one_worker, lambda scrape: scrape("embedding_requests_total", route="/docs/assets/<path:filename>") == 1
     )
     counted = {name: scrape(f"embedding_{name}_total") for name in ("texts", "truncated_texts", "cache_hits")}
-    assert counted == {"texts": 4 + 3 + 1 + 2, "truncated_texts": 2, "cache_hits": 2 + 2}
-    assert {stage: scrape("embedding_stage_seconds_count", stage=stage) for stage in STAGES} == dict.fromkeys(STAGES, 4)
+    assert scrape("embedding_replaced_surrogates_total") == 3
+    assert counted == {"texts": 2 + 4 + 3 + 1 + 2, "truncated_texts": 2, "cache_hits": 2 + 2}
+    assert {stage: scrape("embedding_stage_seconds_count", stage=stage) for stage in STAGES} == dict.fromkeys(STAGES, 5)
     assert scrape("embedding_requests_total", method="GET", route="/v1/models/<path:model>", status="200") == 1
     assert scrape("embedding_requests_total", method="GET", route="/v1/models/<path:model>", status="404") == 1
     assert scrape("embedding_requests_total", method="POST", route="/embed", status="400") == 1

@@ -12,7 +12,7 @@ ALWAYS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 # Header of an answer to an allowed origin.
-EXPOSED = {"access-control-expose-headers": "X-Request-Id, Server-Timing, Retry-After"}
+EXPOSED = {"access-control-expose-headers": "X-Request-Id, X-Truncated-Texts, Server-Timing, Retry-After"}
 
 
 def cors_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.support.failures import Failure
-from tests.support.routes import READS_JSON, REQUESTS
+from tests.support.routes import READS_JSON, REQUESTS, TAKES_ANYTHING
 
 JSON = {"Content-Type": "application/json"}
 LONG = "the " * 100
@@ -18,8 +18,8 @@ def not_json() -> Iterator[Failure]:
         (b"", "The body is not JSON: unexpected end of data (line 1, column 1)."),
         (b"{", "The body is not JSON: unexpected end of data (line 1, column 2)."),
         (b'{"a": NaN}', "The body is not JSON: … (line 1, column 7)."),
-        (b'{"a": ["\\ud83d"]}', "The body is not JSON: half of a surrogate pair in a string (line 1, column 9)."),
-        (b'{"a": ["\\udc00"]}', "The body is not JSON: …surrogate… (line 1, column …)."),
+        (b'{"a": ["\\ud83d"}', "The body is not JSON: … (line 1, column 16)."),
+        (b'{"a": ["\\ud83', "The body is not JSON: unexpected end of data (line 1, column 14)."),
         (b"[" * 10_000, "The body is a list; it must be an object."),
         (b"\xef\xbb\xbf{}", "The body is not JSON: … (line 1, column 1)."),
         (b'{"a": ["\xff"]}', "The body is not UTF-8: byte 0xff at 8."),
@@ -32,7 +32,6 @@ def not_json() -> Iterator[Failure]:
         (b"null", "The body is null; it must be an object."),
     ]
     types = {
-        "": "The Content-Type is missing: send JSON with Content-Type: application/json.",
         "text/plain": 'The Content-Type is "text/plain": send JSON with Content-Type: application/json.',
         "multipart/form-data; boundary=a": 'The Content-Type is "multipart/form-data": send JSON with …',
         "x" * 5000: 'The Content-Type is "xxx…: send JSON with Content-Type: application/json.',
@@ -41,7 +40,7 @@ def not_json() -> Iterator[Failure]:
         for data, message in bodies:
             yield Failure(route, message, body=data)
         for kind, message in types.items():
-            headers = {"Content-Type": kind} if kind else {}
+            headers = {"Content-Type": kind}
             yield Failure(route, message, status=415, code="unsupported_media_type", headers=headers)
         for encoding, data in (("gzip", gzip.compress(b"{}")), ("br", b"{}")):
             message = f'The Content-Encoding is "{encoding}": send the JSON uncompressed.'
@@ -81,6 +80,8 @@ def texts() -> Iterator[Failure]:
         given = body(["a", LONG]) | ({"parameters": option} if path == "/similarity" else option)
         yield Failure(route, f"{name}[1] {TOO_LONG}", "truncate", given, code="text_too_long")
     for route in READS_JSON:
+        if route in TAKES_ANYTHING:
+            continue
         (name,) = REQUESTS[route][1]
         yield Failure(route, f"The field {name} is missing….", name, {})
 
@@ -93,6 +94,7 @@ OPTIONS: list[tuple[str, Any, str | None]] = [
     ("/v1/embeddings", {"input": "a"}, None),
     ("/tokenize", {"inputs": "a"}, None),
     ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"]}}, "parameters"),
+    ("/v1/models/{model}:predict", {"instances": ["a"]}, "parameters"),
     ("/bigquery", {"calls": [["a"]]}, "userDefinedContext"),
 ]
 
@@ -130,8 +132,14 @@ def options() -> Iterator[Failure]:
         route = ("POST", path)
         has_direction = "inputs" in body and path != "/tokenize"
         for name, value, message in wrong + (tei if has_direction else []):
-            if path == "/bigquery" and name == "encoding_format":
+            if (path, name) == ("/bigquery", "encoding_format") or (path, name, value) == (
+                "/v1/embeddings",
+                "dimensions",
+                0,
+            ):
                 continue
+            if (path, name) == ("/v1/embeddings", "truncate"):
+                message = 'truncate is a list; it must be true, false, "END" or "NONE".'
             given = {name: value}
             yield Failure(route, message, name, {**body, **({place: given} if place else given)})
         both = {"prompt": "a", "prompt_name": "query"}
@@ -177,11 +185,14 @@ def ids() -> Iterator[Failure]:
     for value, kind in ((None, "null"), (5, "a number"), ("a", "a string"), ([], "an empty list"), ({}, "an object")):
         message = f"ids is {kind}; it must be a list of token ids, or a list of such lists."
         yield Failure(("POST", "/decode"), message, "ids", {"ids": value})
-    openai = (
-        "input has token ids, and they are another tokenizer's than this model's: send strings (LangChain: …), or …."
-    )
-    for value in ([5], [[5]]):
-        yield Failure(("POST", "/v1/embeddings"), openai, "input", {"input": value})
+    openai = "it must be one of OpenAI's token ids (cl100k_base). This model's own ids go to POST /embed as inputs."
+    for value, shown in ((-1, "-1"), (100_277, "100277"), (100_256, "100256"), (2.5, "2.5"), ("a", '"a"')):
+        for sent, place in (([5, value], "input[1]"), ([[5], [5, value]], "input[1][1]")):
+            yield Failure(("POST", "/v1/embeddings"), f"{place} is {shown}; {openai}", "input", {"input": sent})
+    message = "input[1] is an empty list; it must be a list of token ids."
+    yield Failure(("POST", "/v1/embeddings"), message, "input", {"input": [[5], []]})
+    message = "input has 9 items, over the limit of 8 (MAX_TEXTS): send fewer at once."
+    yield Failure(("POST", "/v1/embeddings"), message, "input", {"input": [[5]] * 9}, 413, "too_many_texts")
     for value in ([[]], [["a"]], [["a"], [5]]):
         message = "input[0] is a list; every item must be a string."
         yield Failure(("POST", "/v1/embeddings"), message, "input", {"input": value})

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.support.failures import UNAUTHORIZED, Failure
 from tests.support.failures_of_bodies import LONG, TOO_LONG
-from tests.support.routes import PUBLIC, REQUESTS, WAITS_FOR_A_SLOT
+from tests.support.routes import COMPUTES_NOTHING, PUBLIC, REQUESTS, WAITS_FOR_A_SLOT
 
 # A text without a token in the vocabulary of the tokenizer that fails.
 SNOWMAN = "☃"
@@ -21,7 +21,28 @@ def others() -> Iterator[Failure]:
             yield Failure(("POST", path), f"{flag} is {shown}; it must be true or false.", flag, body)
 
     openai = ("POST", "/v1/embeddings")
-    yield Failure(openai, "model is a number; it must be a string.", "model", {"input": "a", "model": 5})
+    for name in ("model", "input_type", "task"):
+        yield Failure(openai, f"{name} is a number; it must be a string.", name, {"input": "a", name: 5})
+    fields: list[tuple[str, Any, str]] = [
+        ("late_chunking", True, "true; only false is possible here."),
+        ("embedding_type", "binary", '"binary"; only float or base64 is possible here.'),
+        ("truncate_prompt_tokens", 5, "5; only -1, or MAX_LENGTH or more, is possible here."),
+        ("truncate_prompt_tokens", "all", '"all"; only -1, or MAX_LENGTH or more, is possible here.'),
+        ("add_special_tokens", False, "false; only true is possible here."),
+        ("embed_dtype", "float16", '"float16"; only float32 is possible here.'),
+        ("endianness", "big", '"big"; only native or little is possible here.'),
+        ("output_dtype", "int8", '"int8"; only float is possible here.'),
+        ("modality", "image", '"image"; only text is possible here.'),
+        ("truncate", "START", '"START"; it must be true, false, "END" or "NONE".'),
+        ("truncation", "yes", '"yes"; it must be true or false.'),
+        ("use_activation", 1, "1; it must be true or false."),
+        ("output_dimension", 0, "0; it must be a whole number from 1 to 32."),
+    ]
+    for name, wrong, message in fields:
+        yield Failure(openai, f"{name} is {message}", name, {"input": "a", name: wrong})
+    message = f"input {TOO_LONG}"
+    for option in ({"truncate": "NONE"}, {"truncation": False}):
+        yield Failure(openai, message, "truncate", {"input": LONG, **option}, code="text_too_long")
 
     given: list[tuple[Any, str]] = [(None, "null"), (5, "a number"), (["a"], "a list")]
     for value, kind in given:
@@ -97,7 +118,6 @@ def elsewhere() -> Iterator[Failure]:
     """Unknown paths, and methods that a path does not have."""
     for path in (
         "/nope",
-        "/embed/",
         "/v1",
         "/bigquery/a",
         "/docs/assets/nope",
@@ -105,15 +125,15 @@ def elsewhere() -> Iterator[Failure]:
         "/EMBED",
         "/docs//embed",
     ):
-        message = f"There is nothing at {path}; /docs lists what there is."
+        message = f"There is nothing at {path.replace('//', '/')}; /docs lists what there is."
         yield Failure(("GET", "other"), message, status=404, code="not_found", path=path)
     message = f"There is nothing at /{'x' * 59}…; /docs lists what there is."
     yield Failure(("GET", "other"), message, status=404, code="not_found", path="/" + "x" * 3000)
     model = ("GET", "/v1/models/{model}")
-    for asked, shown in (("nope", "'nope'"), ("a//b", "'a//b'"), ("%E6%9D%B1", "'東'"), ("x" * 999, f"'{'x' * 60}'")):
+    for asked, shown in (("nope", "'nope'"), ("a//b/", "'a/b'"), ("%E6%9D%B1", "'東'"), ("x" * 999, f"'{'x' * 60}'")):
         message = f"There is no model {shown} here; the one that is served is 'tiny'."
         yield Failure(model, message, "model", None, 404, "model_not_found", f"/v1/models/{asked}")
-    for path in sorted({path for _, path in REQUESTS}):
+    for path in sorted({path for _, path in REQUESTS if not path.endswith(":predict")}):
         methods = {method for method, other in REQUESTS if other == path}
         allowed = ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())))
         for method in sorted({"PUT", "DELETE", "GET", "POST"} - methods):
@@ -132,7 +152,7 @@ def without_a_key() -> Iterator[Failure]:
 def not_ready() -> Iterator[Failure]:
     """Routes that compute vectors, on a server whose self-check failed."""
     for route in WAITS_FOR_A_SLOT:
-        if route[1] not in ("/tokenize", "/decode"):
+        if route not in COMPUTES_NOTHING:
             message = "The self-check failed: … (cosine …, at least 0.999 is needed)."
             yield Failure(route, message, status=503, code="not_ready", client="unready")
 
@@ -142,5 +162,5 @@ def faults() -> Iterator[Failure]:
     message = "Something went wrong inside the server; its log says what."
     for route in WAITS_FOR_A_SLOT:
         path, body = json.loads(json.dumps(REQUESTS[route]).replace("cat", SNOWMAN))
-        if route[1] != "/decode":
+        if route[1] not in ("/decode", "/api/show"):
             yield Failure(route, message, None, body, 500, "internal_error", path, client="faulty")

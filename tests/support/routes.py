@@ -34,11 +34,23 @@ REQUESTS: dict[Route, tuple[str, Any]] = {
     ("POST", "/tokenize"): ("/tokenize", {"inputs": ["cat"]}),
     ("POST", "/decode"): ("/decode", {"ids": [5, 6]}),
     ("GET", "/info"): ("/info", None),
+    ("POST", "/api/embed"): ("/api/embed", {"input": ["cat"]}),
+    ("POST", "/api/embeddings"): ("/api/embeddings", {"prompt": "cat"}),
+    ("POST", "/api/show"): ("/api/show", {"model": "tiny"}),
+    ("POST", "/vectors"): ("/vectors", {"text": "cat"}),
+    ("POST", "/v1/models/{model}:predict"): ("/v1/models/tiny:predict", {"instances": ["cat"]}),
     ("POST", "/bigquery"): ("/bigquery", {"calls": [["cat"]]}),
     ("POST", "/"): ("/", {"inputs": ["cat"]}),
-    **{("GET", path): (path, None) for path in "/ /healthz /health /readyz /metrics /docs /openapi.json".split()},
+    **{
+        ("GET", path): (path, None)
+        for path in "/ /api/tags /api/version /meta /healthz /health /readyz /metrics /docs /openapi.json".split()
+    },
 }
 READS_JSON = [route for route in REQUESTS if route[0] == "POST"]
+# Routes that have no field which must be there.
+TAKES_ANYTHING = [("POST", f"/api/{name}") for name in ("embed", "embeddings", "show")]
+# Routes that read JSON and compute no vector.
+COMPUTES_NOTHING = [("POST", path) for path in ("/tokenize", "/decode", "/api/show")]
 WAITS_FOR_A_SLOT = [("GET", "/embed"), *READS_JSON]
 CHUNKED = "Transfer-Encoding: chunked\r\n"
 

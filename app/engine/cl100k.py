@@ -1,0 +1,61 @@
+"""Cl100k: decodes token ids of OpenAI's encoding cl100k_base, which clients send instead of text.
+
+All of OpenAI's embedding models have this encoding: https://github.com/openai/tiktoken
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Ids that are decoded at once: 0.2 ms.
+CHUNK_IDS = 4096
+
+
+class UnknownToken(ValueError):
+    """An id stands for no token. index: its place among the ids."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"id {index} stands for no token")
+        self.index = index
+
+
+class Cl100k:
+    """The table of cl100k_base. build/cl100k.py writes it.
+
+    table: uint8, one after the other: the number n of ids as uint32, n + 1 offsets as uint32, and the bytes of all
+    tokens. Token i has bytes offsets[i] to offsets[i + 1]; ids without a token have none.
+    """
+
+    def __init__(self, table: NDArray[np.uint8]) -> None:
+        self.size = int(table[:4].view(np.uint32)[0])
+        end = 4 * (self.size + 2)
+        self._offsets = table[4:end].view(np.uint32)
+        self._bytes = table[end:]
+
+    @classmethod
+    def load(cls, file: Path) -> "Cl100k":
+        """Map the file into memory, which all processes share."""
+        return cls(np.load(file, mmap_mode="r"))
+
+    def decode(self, ids: Sequence[int], pause: Callable[[], None]) -> str:
+        """Return the text of token ids, each from 0 to size - 1. Bytes that are not UTF-8 become U+FFFD.
+
+        pause: called between two pieces of work.
+
+        Raises:
+            UnknownToken: an id stands for no token.
+        """
+        parts = []
+        for start in range(0, len(ids), CHUNK_IDS):
+            chunk = np.array(ids[start : start + CHUNK_IDS], np.int64)
+            begins = self._offsets[chunk].astype(np.int64)
+            lengths = self._offsets[chunk + 1] - begins
+            if not lengths.all():
+                raise UnknownToken(start + int(np.argmin(lengths)))
+            ends = np.cumsum(lengths)
+            places = np.arange(ends[-1]) + np.repeat(begins - (ends - lengths), lengths)
+            parts.append(self._bytes[places].tobytes())
+            pause()
+        return b"".join(parts).decode(errors="replace")

@@ -1,0 +1,107 @@
+"""Predictions as Vertex AI's containers and KServe's V1 protocol have them.
+
+https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements
+https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
+
+Vertex AI names its own paths in AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE (app/settings.py). KServe's GET
+/v1/models/{model} is OpenAI's, too, see openai.py.
+"""
+
+from typing import Any
+
+from flask import Blueprint, Flask, Response
+from msgspec import Struct
+
+from app.context import RequestContext
+from app.errors import InvalidRequest
+from app.routes import encoder, ops
+from app.routes.body import ListField, decode, json_data
+from app.routes.body_errors import Rule
+from app.routes.options import RULES as OPTION_RULES
+from app.routes.options import OptionFields, Options, encode, encode_vectors, resolve_options
+from app.routes.prompts import prompt_name_for
+from app.routes.rendering import json_response, list_response
+from app.settings import Settings
+
+PREDICT = "/v1/models/<path:model>:predict"
+SUFFIX = ":predict"
+# Fields in which clients of several servers put an instance's text.
+TEXT_FIELDS = ("text", "content", "inputs", "input")
+
+blueprint = Blueprint("vertex", __name__)
+
+
+class Instance(Struct):
+    """One text, in one of TEXT_FIELDS. task_type: RETRIEVAL_QUERY or RETRIEVAL_DOCUMENT picks the model's prompt."""
+
+    text: str | None = None
+    content: str | None = None
+    inputs: str | None = None
+    input: str | None = None
+    task_type: str | None = None
+
+
+class Parameters(OptionFields, kw_only=True):
+    """The options; task_type is for all instances without one of their own."""
+
+    task_type: str | None = None
+
+
+class Instances(Struct):
+    """The body of a prediction."""
+
+    instances: list[str | Instance]
+    parameters: Parameters | None = None
+
+
+INSTANCES = ListField("instances", str | Instance)
+STRING = Rule("{place} is {kind}; it must be a string.")
+RULES = {
+    "instances": Rule("{place} is {kind}; it must be a list of texts."),
+    "instances[]": Rule('{place} is {kind}; it must be a string, or an object like {{"text": "…"}}.'),
+    **{f"instances[].{name}": STRING for name in (*TEXT_FIELDS, "task_type")},
+    "parameters": Rule("{place} is {kind}; it must be an object."),
+    **{f"parameters.{name}": rule for name, rule in OPTION_RULES.items()},
+    "parameters.task_type": STRING,
+}
+
+
+def error_fields(request: RequestContext, status: int, message: str) -> dict[str, Any]:
+    """Return the sentence as error, as KServe does."""
+    return {"error": message}
+
+
+def add_routes(app: Flask, settings: Settings) -> None:
+    """Add the paths that Vertex AI has chosen for this container."""
+    if settings.aip_predict_route:
+        app.add_url_rule(settings.aip_predict_route, "vertex.predict_at_vertex", predict, methods=["POST"])
+    if settings.aip_health_route:
+        app.add_url_rule(settings.aip_health_route, "ops.ready_at_vertex", ops.ready)
+
+
+@blueprint.post(PREDICT)
+def predict(model: str = "") -> Response:
+    """{"instances": [text, …], "parameters": {options}} -> {"predictions": [vector, …]}"""
+    body = decode(json_data(), Instances, RULES, INSTANCES)
+    parameters = body.parameters or Parameters()
+    options = resolve_options(parameters, Options(normalize=True))
+    texts = []
+    for index, instance in enumerate(body.instances):
+        text, kind = (instance, None) if isinstance(instance, str) else _of_object(instance, index)
+        prompt = options.prompt, options.prompt_name or prompt_name_for(kind or parameters.task_type)
+        texts.append(encoder().prompt(*prompt) + text)
+    # the prompts are in the texts
+    complete = Options(options.normalize, options.dimensions, None, "", options.truncate, options.encoding_format)
+    if not texts:
+        return json_response({"predictions": []})
+    rows = encode(texts, complete, "instances[{}]".format).rows
+    return list_response(lambda start, stop: encode_vectors(rows[start:stop], complete), len(texts), name="predictions")
+
+
+def _of_object(instance: Instance, index: int) -> tuple[str, str | None]:
+    """Return text and kind of text of an instance that is an object."""
+    given = [text for name in TEXT_FIELDS if (text := getattr(instance, name)) is not None]
+    if len(given) != 1:
+        found = "several texts" if given else "no text"
+        raise InvalidRequest(f"instances[{index}] has {found}; give one, in {', '.join(TEXT_FIELDS)}.", "instances")
+    return given[0], instance.task_type
