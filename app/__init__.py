@@ -12,7 +12,7 @@ from app.context import ErrorFields
 from app.engine.cl100k import Cl100k
 from app.engine.encoder import Encoder
 from app.engine.model_folder import ModelFolder
-from app.routes import VERSION, bigquery, native, ollama, openai, ops, tei, vertex, weaviate
+from app.routes import VERSION, bigquery, cohere, native, ollama, openai, ops, tei, vertex, weaviate
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     # Replaced by a worker: whether it is shutting down, and counting of the requests that it has answered.
     app.extensions["shutting_down"] = lambda: False
     app.extensions["count_answered"] = lambda: None
-    for dialect in (native, openai, tei, ollama, weaviate, vertex, bigquery, ops):
+    for dialect in (native, openai, tei, ollama, cohere, weaviate, vertex, bigquery, ops):
         app.register_blueprint(dialect.blueprint)
     vertex.add_routes(app, settings)
     app.extensions["error_fields"] = _error_fields(app)
@@ -76,7 +76,7 @@ def _error_fields(app: Flask) -> Callable[[str], ErrorFields | None]:
     """Return the function: canonical path -> function of its dialect that adds fields to the body of an error."""
     by_path = {
         rule.rule: dialect.error_fields
-        for dialect in (native, tei, ollama, weaviate, vertex, bigquery)
+        for dialect in (native, tei, ollama, cohere, weaviate, vertex, bigquery)
         for rule in app.url_map.iter_rules()
         if rule.endpoint.startswith(f"{dialect.blueprint.name}.")
     }

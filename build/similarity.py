@@ -41,8 +41,12 @@ def translation_accuracy(a: Matrix, b: Matrix) -> float:
 
 def neighbour_overlap(a: Matrix, b: Matrix, nearest: int = NEAREST) -> float:
     """Return the mean share of a row's nearest other rows, by cosine, that are the same in a and b, (n, dim) each."""
-    rows = zip(_nearest(a, nearest), _nearest(b, nearest), strict=True)
-    return float(np.mean([len(np.intersect1d(one, other)) / nearest for one, other in rows]))
+    return overlap(_nearest(a, nearest), _nearest(b, nearest))
+
+
+def overlap(a: NDArray[np.intp], b: NDArray[np.intp]) -> float:
+    """Return the mean share of a row's indexes that are the same in a and b, (n, nearest) each."""
+    return float(np.mean([len(np.intersect1d(one, other)) / len(one) for one, other in zip(a, b, strict=True)]))
 
 
 def _nearest(a: Matrix, nearest: int) -> NDArray[np.intp]:

@@ -24,14 +24,14 @@ from app.engine import BootError, cpu
 from app.engine.encoder import MAX_LENGTH, Encoder
 from app.engine.manifest import CHARACTERS, CL100K, MANIFEST, PIECES, TOKENIZER, Golden, Manifest
 from app.engine.model_folder import REPORT, SPEED, ModelFolder, sha256
-from build import BuildError, cli, evaluate, export_onnx, files, plots
+from build import BuildError, cli, evaluate, export_onnx, files, plots, small_vectors
 from build.build_key import build_key
 from build.evaluate import Report
 from build.export_onnx import FP32, ModelFacts
 from build.quantize import INT8, effort_of
 from build.similarity import cosines
 from build.source import Source, fetch
-from build.texts import calibration_sha256, held_out, pairs, unlike
+from build.texts import calibration, calibration_sha256, held_out, pairs, unlike
 
 GOLDEN_TEXT = "動的計画法は、問題を小さな部分問題に分けて解く。Dynamic programming, 2026."
 # Least cosine of another CPU's golden vector. On x86-64 with AVX2 the bits are the same (see build/graph.py). On other
@@ -46,6 +46,9 @@ INT8_UNLIKE_COSINE = {"mean": 0.998, "min": 0.99}
 INT8_PAIRWISE_DIFFERENCE = 0.005
 INT8_RETRIEVAL_LOSS = 0.005  # of the accuracy of finding translations
 INT8_NEIGHBOURS = 0.9
+# For vectors of the dtype int8 against the same of float32. Those of bits have no limit: what they lose depends on the
+# model, not on its build.
+SMALL_VECTORS_LOSS = 0.01
 
 
 def main() -> int:
@@ -119,6 +122,8 @@ def verify(
     output = encoders[INT8].encode(unseen)
     progress()
     int8, truncated = output.vectors, output.truncated[:n]
+    calibration_texts = [text for texts in calibration().values() for text in texts]
+    int8_range = small_vectors.int8_range(encoders[INT8].encode(calibration_texts).vectors)
     length_of = [evaluate.length_group(*item) for item in zip(output.tokens[:n], truncated, strict=True)]
     alone = np.concatenate([encoders[INT8].encode([text]).vectors for text in reversed(texts + strange)])[::-1]
     together = np.concatenate([int8[:n], strange_vectors[INT8]])
@@ -139,6 +144,7 @@ def verify(
         "pairs": {"texts": len(unseen) - n, **evaluate.cosine_figures(cosines(int8[n:], reference[n:]))},
         "retrieval": evaluate.retrieval(int8[n:], reference[n:]),
         "neighbours": evaluate.neighbours(int8, reference, unseen),
+        "small_vectors": small_vectors.measure(int8, unseen, len(translations), int8_range),
         "invariance": {"alone_equals_together": bool(np.array_equal(alone, together))},
         "tokens_equal": evaluate.token_counts_equal(model, encoders[INT8], texts + strange)
         and evaluate.token_ids_equal(out, draft.tokenizer, unseen + strange),
@@ -155,7 +161,12 @@ def verify(
         if effort_of(out) == "fast":
             reasons.append("Another effort than fast keeps layers in FP32 where it is needed.")
         raise BuildError(f"The model falls short, see {out / REPORT}: {' '.join(reasons)}")
-    manifest = replace(draft, golden=Golden(GOLDEN_TEXT, golden, GOLDEN_MIN_COSINE), quality=_summary(report))
+    manifest = replace(
+        draft,
+        golden=Golden(GOLDEN_TEXT, golden, GOLDEN_MIN_COSINE),
+        quality=_summary(report),
+        int8_range=int8_range,
+    )
     files.write_text(out, MANIFEST, manifest.to_json())
     return report, speed
 
@@ -170,6 +181,7 @@ def failed_checks(report: Report) -> list[str]:
     """Check the report against the gate; return a sentence for each figure that falls short."""
     fp32, int8, retrieval = report["fp32"], report["int8"], report["retrieval"]
     difference, overlap = int8["pairwise_difference"], report["neighbours"]["overlap"]
+    small = report["small_vectors"]["int8"]
     checks = [
         *(
             (least >= FP32_MIN_COSINE, f"FP32's least cosine is {least}, below {FP32_MIN_COSINE}.")
@@ -193,6 +205,15 @@ def failed_checks(report: Report) -> list[str]:
             f"more than {INT8_RETRIEVAL_LOSS} below the original's {retrieval['reference']}.",
         ),
         (overlap >= INT8_NEIGHBOURS, f"INT8's overlap of nearest neighbours is {overlap}, below {INT8_NEIGHBOURS}."),
+        (
+            small["retrieval_difference"] >= -SMALL_VECTORS_LOSS,
+            f"Vectors of int8 find {-small['retrieval_difference']} fewer of the translations than those of float32, "
+            f"more than {SMALL_VECTORS_LOSS}.",
+        ),
+        (
+            small["neighbours"] >= INT8_NEIGHBOURS,
+            f"Vectors of int8 keep {small['neighbours']} of the nearest neighbours, below {INT8_NEIGHBOURS}.",
+        ),
         (report["invariance"]["alone_equals_together"], "A text's INT8 vector depends on its neighbours."),
         (report["tokens_equal"], "The tokens counted are not those of the model's own tokenizer."),
     ]
@@ -253,6 +274,7 @@ def _summary(report: Report) -> Report:
         "pairs": report["pairs"],
         "retrieval": report["retrieval"],
         "neighbours": report["neighbours"],
+        **{f"{name}_vectors": figures for name, figures in report["small_vectors"].items()},
         "bytes": report["bytes"],
     }
 

@@ -39,6 +39,11 @@ class Cl100k:
         """Map the file into memory, which all processes share."""
         return cls(np.load(file, mmap_mode="r"))
 
+    def length(self, ids: Sequence[int]) -> int:
+        """Return the bytes of the text of token ids. A token may have 128."""
+        places = np.array(ids, np.int64)
+        return int(self._offsets[places + 1].sum(dtype=np.int64) - self._offsets[places].sum(dtype=np.int64))
+
     def decode(self, ids: Sequence[int], pause: Callable[[], None]) -> str:
         """Return the text of token ids, each from 0 to size - 1. Bytes that are not UTF-8 become U+FFFD.
 

@@ -52,7 +52,8 @@ class Manifest:
     files: path inside the folder -> sha256, hexadecimal. dimension: length of a vector.
     max_positions, max_seq_length: the model's own limits, tokens, special tokens included.
     quality: the figures of report.json that GET / shows. recipe: description of the quantization.
-    calibration_sha256: hash of the calibration texts. build_key: hash of the build's inputs (see build/cli.py).
+    calibration_sha256: hash of the calibration texts. build_key: hash of the build's inputs (see build/build_key.py).
+    int8_range: numbers of the lowest and of the highest code of int8 vectors (see dtypes.py); None: there are none.
     """
 
     model: str
@@ -73,6 +74,7 @@ class Manifest:
     recipe: str
     calibration_sha256: Sha256
     build_key: str
+    int8_range: tuple[float, float] | None = None
     format: int = FORMAT
 
     @property
@@ -118,6 +120,8 @@ class Manifest:
                 raise _WrongField(f"files: {_quoted(name)} is not the path of a file inside the folder")
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
             raise _WrongField(f"default_prompt_name: there is no prompt {_quoted(self.default_prompt_name)}")
+        if self.int8_range is not None and not 0 < self.int8_range[1] - self.int8_range[0] < math.inf:
+            raise _WrongField(f"int8_range: {self.int8_range} is no range of numbers")
         for name, vector in self.golden.vectors.items():
             if name not in self.files:
                 raise _WrongField(f"golden.vectors: {_quoted(name)} is not one of the files")

@@ -1,7 +1,7 @@
 """POST /bigquery: a remote function for BigQuery. https://cloud.google.com/bigquery/docs/remote-functions"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from flask import Blueprint, Response
@@ -11,8 +11,9 @@ from app.context import RequestContext
 from app.routes.body import ListField, decode, json_data
 from app.routes.body_errors import Rule
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import Dimensions, Prompt, encode, encode_vectors, from_strings, resolve_options
+from app.routes.options import Dimensions, Prompt, encode, from_strings, resolve_options
 from app.routes.rendering import list_response
+from app.routes.vectors import encode_vectors
 
 blueprint = Blueprint("bigquery", __name__)
 # Longest errorMessage, bytes; 1 KB is too long: https://cloud.google.com/bigquery/docs/remote-functions#output_format
@@ -29,6 +30,7 @@ class Context(Struct, forbid_unknown_fields=True):
     prompt_name: Prompt | None = None
     prompt: Prompt | None = None
     truncate: bool | str | None = None
+    dtype: Literal["float32", "int8", "uint8", "binary", "ubinary"] | None = None
 
 
 class Calls(Struct):

@@ -29,11 +29,11 @@ SMALL_BYTES = 65_536
 # Highest MAX_TEXTS with that check for larger bodies: creating its type takes 30 ms, once.
 MAX_CHECKED_ITEMS = 10_000
 
-# Escaped surrogates: a pair, or a lone half. The backslashes before are pairs, each an escaped backslash.
-SURROGATES = re.compile(
-    rb"(?<!\\)(?:\\\\)*"
-    rb"(?:\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2}))"
-)
+# An escaped half of a surrogate pair, with all backslashes before it: an even number of them is escaped itself. The
+# pattern begins with a plain byte, which is found fast, and never goes back: 8 MiB take 0.2 s at most.
+HALF = re.compile(rb"\\(?<!\\\\)\\*+u[dD][89a-fA-F][0-9a-fA-F]{2}")
+LOW_HALF = re.compile(rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+HALF_BYTES = len(rb"\ud83d")
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class TooDeep(InvalidRequest):
 
 
 def json_data() -> bytes:
-    """Return the body's bytes, valid UTF-8.
+    """Return the body's bytes: valid UTF-8, with U+FFFD for each escaped half of a surrogate pair.
 
     Raises:
         UnsupportedMedia: the headers say that the body is not JSON.
@@ -70,7 +70,7 @@ def json_data() -> bytes:
         data.decode()  # msgspec does not check the bytes of skipped fields
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The body is not UTF-8: byte 0x{data[error.start]:02x} at {error.start}.") from None
-    return data
+    return _replace_lone_surrogates(data)
 
 
 def _data(environ: Mapping[str, Any]) -> bytes:
@@ -97,10 +97,33 @@ def _data(environ: Mapping[str, Any]) -> bytes:
     return data
 
 
-def decode(data: bytes, type_: type[T], rules: Rules, list_field: ListField | None = None) -> T:
-    """Decode a body to a type. Lone surrogates become U+FFFD.
+def _replace_lone_surrogates(data: bytes) -> bytes:
+    r"""Return JSON with \ufffd for each half of a surrogate pair without its other half.
 
-    rules: sentences for values of a wrong type. list_field: its list of texts.
+    JavaScript's strings may have such halves, after a cut in the middle of an emoji. Browsers replace them in the same
+    way: https://tc39.es/ecma262/#sec-string.prototype.towellformed
+    """
+    replaced: bytearray | None = None
+    runner = context().runner
+    count = end_of_pair = 0
+    for number, match in enumerate(HALF.finditer(data)):
+        if number % 1000 == 999 and runner:
+            runner.pause()
+        start, end = match.end() - HALF_BYTES, match.end()
+        if start < end_of_pair or (start - match.start()) % 2:
+            continue
+        if data[start + 3] in b"89abAB" and LOW_HALF.match(data, end):
+            end_of_pair = end + HALF_BYTES
+            continue
+        replaced = replaced or bytearray(data)
+        replaced[start:end] = rb"\ufffd"
+        count += 1
+    context().surrogates = count
+    return bytes(replaced) if replaced else data
+
+
+def decode(data: bytes, type_: type[T], rules: Rules, list_field: ListField | None = None) -> T:
+    """Decode a body to a type. rules: sentences for values of a wrong type. list_field: its list of texts.
 
     Raises:
         InvalidRequest: the body is not JSON, or does not fit the type.
@@ -117,11 +140,7 @@ def decode(data: bytes, type_: type[T], rules: Rules, list_field: ListField | No
     except msgspec.ValidationError as error:
         raise validation_error(data, error, rules) from None
     except msgspec.DecodeError as error:
-        replaced, count = replace_lone_surrogates(data)
-        if not count:
-            raise syntax_error(data, error) from None
-        context().surrogates = count
-        return decode(replaced, type_, rules, list_field)
+        raise syntax_error(data, error) from None
     except RecursionError:
         raise TooDeep("The body is nested too deep: about 1000 lists or objects inside each other.") from None
     if list_field:
@@ -129,23 +148,6 @@ def decode(data: bytes, type_: type[T], rules: Rules, list_field: ListField | No
         if isinstance(items, list):
             check_count(items, list_field.place)
     return body
-
-
-def replace_lone_surrogates(data: bytes) -> tuple[bytes, int]:
-    r"""Return JSON with \ufffd for each half of a surrogate pair without its other half, and their number.
-
-    JavaScript's strings may have such halves, after a cut in the middle of an emoji. Browsers replace them in the same
-    way: https://tc39.es/ecma262/#sec-string.prototype.towellformed
-    """
-    replaced = bytearray(data)
-    count = 0
-    for match in SURROGATES.finditer(data):
-        if match["lone"]:
-            replaced[match.start("lone") : match.end("lone")] = rb"\ufffd"
-            count += 1
-            if count % 1000 == 0 and (runner := context().runner):
-                runner.pause()
-    return bytes(replaced), count
 
 
 def fields(data: bytes, *names: str) -> dict[str, Raw]:

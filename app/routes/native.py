@@ -13,8 +13,9 @@ from app.routes.body import ListField, TextList, decode, fields, json_data
 from app.routes.body_errors import Rule, quoted, text_rules
 from app.routes.options import OPTIONS
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import OptionFields, encode, encode_vectors, from_strings, resolve_options
+from app.routes.options import OptionFields, encode, from_strings, resolve_options
 from app.routes.rendering import json_response, list_response
+from app.routes.vectors import encode_vectors
 
 blueprint = Blueprint("native", __name__)
 

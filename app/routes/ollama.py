@@ -15,8 +15,9 @@ from app.routes import context, encoder, manifest, served_name
 from app.routes.body import ListField, decode, json_data
 from app.routes.body_errors import Rule, text_rules
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import Dimensions, OptionFields, Options, encode, encode_vectors, resolve_options
+from app.routes.options import Dimensions, OptionFields, Options, encode, resolve_options
 from app.routes.rendering import json_response, list_response
+from app.routes.vectors import encode_vectors
 
 # Version of Ollama whose API this is: clients ask for it before they send a list or dimensions.
 API_VERSION = "0.11.11"
@@ -131,7 +132,7 @@ def _file() -> dict[str, Any]:
     return {
         "size": sum((model_folder.model_file.parent / name).stat().st_size for name in names),
         "digest": manifest().files[model_folder.model_file.name],
-        "modified_at": datetime.fromtimestamp(model_folder.model_file.stat().st_mtime, UTC).isoformat(),
+        "modified_at": datetime.fromtimestamp(int(model_folder.model_file.stat().st_mtime), UTC).isoformat(),
     }
 
 

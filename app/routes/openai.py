@@ -13,15 +13,17 @@ from flask import Blueprint, Response, current_app
 from msgspec import Meta, Raw
 
 from app.engine.cl100k import Cl100k, UnknownToken
-from app.errors import InvalidRequest, UnknownModel
-from app.routes import context, encoder, manifest, not_ready_reason, served_name, token_ids
+from app.engine.dtypes import DTYPES
+from app.errors import InvalidRequest, TooLarge, UnknownModel
+from app.routes import context, encoder, manifest, not_ready_reason, served_name, settings, token_ids
 from app.routes.body import ListField, TextList, decode, fields, json_data
 from app.routes.body_errors import Rule, quoted, text_rules
 from app.routes.options import FLAG
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import Dimensions, OptionFields, Options, encode, encode_vectors, resolve_options
+from app.routes.options import Dimensions, OptionFields, Options, encode, resolve_options
 from app.routes.prompts import prompt_name_for
 from app.routes.rendering import json_response, list_response
+from app.routes.vectors import encode_vectors
 
 NO_TABLE = (
     "input has token ids, and this model folder has no table of OpenAI's: send strings (LangChain: "
@@ -54,11 +56,11 @@ class Input(OptionFields, Generic[T], kw_only=True):
     # Voyage's and Mistral's: https://docs.voyageai.com/reference/embeddings-api
     truncation: bool | None = None
     output_dimension: Dimensions | None = None
-    output_dtype: Literal["float"] | None = None
+    output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] | None = None
     # Jina's: https://api.jina.ai/redoc#tag/embeddings
     task: str | None = None
     late_chunking: bool | None = None
-    embedding_type: Literal["float", "base64"] | None = None
+    embedding_type: Literal["float", "base64", "binary", "ubinary"] | None = None
     # vLLM's: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html#embeddings-api
     truncate_prompt_tokens: int | None = None
     add_special_tokens: bool | None = None
@@ -73,12 +75,12 @@ INPUT = ListField("input", str, or_text=True)
 # Fields that have one possible value -> what that is.
 POSSIBLE = {
     "late_chunking": "false",
-    "embedding_type": "float or base64",
+    "embedding_type": "float, base64, binary or ubinary",
     "truncate_prompt_tokens": "-1, or MAX_LENGTH or more,",
     "add_special_tokens": "true",
     "embed_dtype": "float32",
     "endianness": "native or little",
-    "output_dtype": "float",
+    "output_dtype": "float, int8, uint8, binary or ubinary",
     "modality": "text",
 }
 RULES = {
@@ -137,8 +139,15 @@ def _of_ids(data: bytes, raw: Raw) -> tuple[list[str], Any]:
         raise InvalidRequest(NO_TABLE, "input")
     rows, body = token_ids.decode_ids(data, raw, "input", Input, RULES, NOT_AN_ID, table.size)
     runner = context().runner or encoder().runner
+    limit = left = settings().max_body_bytes
     texts = []
     for index, row in enumerate(rows):
+        left -= table.length(row)
+        if left < 0:
+            raise TooLarge(
+                f"input has token ids for more than {limit} bytes of text (MAX_BODY_BYTES): send fewer at once.",
+                "input",
+            )
         try:
             texts.append(table.decode(row, runner.pause))
         except UnknownToken as error:
@@ -163,7 +172,11 @@ def _options(body: Any) -> Options:
     elif isinstance(body.truncate, str):
         body.truncate = body.truncate == "END"
     body.dimensions = body.dimensions or body.output_dimension
-    body.encoding_format = body.encoding_format or body.embedding_type
+    if body.embedding_type in ("float", "base64"):
+        body.encoding_format = body.encoding_format or body.embedding_type
+    small = body.output_dtype or body.embedding_type
+    if small in DTYPES:
+        body.dtype = body.dtype or small
     if body.normalize is None:
         body.normalize = body.use_activation
     if body.prompt is None and body.prompt_name is None:

@@ -1,24 +1,26 @@
 """Options that all dialects share, and computing and encoding vectors with them."""
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import orjson
 from msgspec import Meta, Struct
 
-from app.engine.embeddings import Embeddings, Vector
+from app.engine.dtypes import DTYPES, WITH_RANGE
+from app.engine.embeddings import Embeddings
 from app.errors import InvalidRequest, InvalidText
-from app.routes import context, encoder
+from app.routes import context, encoder, manifest
 from app.routes.body import decode
 from app.routes.body_errors import Rule, quoted
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a request. Each field is a query parameter or a field of the body."""
+    """Options of a request: those of OptionFields, with their defaults.
+
+    int8_range: the model folder's, for the dtypes that need one.
+    """
 
     normalize: bool = False
     dimensions: int | None = None
@@ -26,9 +28,10 @@ class Options:
     prompt: str | None = None
     truncate: bool = True
     encoding_format: str = "float"
+    dtype: str = "float32"
+    int8_range: tuple[float, float] | None = None
 
 
-OPTIONS = tuple(Options.__dataclass_fields__)
 # Longest prompt, characters. It is put before each text: a prompt of 4 MB before 2,048 texts would be 8 GB.
 MAX_PROMPT_CHARACTERS = 1000
 Prompt = Annotated[str, Meta(max_length=MAX_PROMPT_CHARACTERS)]
@@ -44,8 +47,11 @@ class OptionFields(Struct, kw_only=True):
     prompt: Prompt | None = None
     truncate: bool | None = None
     encoding_format: Literal["float", "base64"] | None = None
+    dtype: Literal["float32", "int8", "uint8", "binary", "ubinary"] | None = None
 
 
+# Each is a query parameter or a field of the body.
+OPTIONS = OptionFields.__struct_fields__
 FLAG = Rule("{place} is {value}; it must be true or false.")
 RULES = {
     name: Rule(f"{name} is {{value}}; it must be {allowed}.", name)
@@ -56,6 +62,7 @@ RULES = {
         "prompt": f"a string of at most {MAX_PROMPT_CHARACTERS} characters",
         "truncate": "true or false",
         "encoding_format": "float or base64",
+        "dtype": "one of " + ", ".join(DTYPES),
     }.items()
 }
 
@@ -76,6 +83,12 @@ def resolve_options(body: OptionFields, defaults: Options = Options(), query: Op
     if values.get("dimensions", 1) > dimension:
         sentence = RULES["dimensions"].sentence.format(value=values["dimensions"], dimension=dimension)
         raise InvalidRequest(sentence, "dimensions")
+    if values.get("dtype") in WITH_RANGE:
+        values["int8_range"] = manifest().int8_range
+        if values["int8_range"] is None:
+            raise InvalidRequest(
+                f"dtype is {values['dtype']}, and this model folder has no range for it: build it again.", "dtype"
+            )
     if "prompt" in values and "prompt_name" in values:
         raise InvalidRequest("prompt and prompt_name contradict each other: give one of them.", "prompt")
     return replace(defaults, **values) if values else defaults
@@ -103,7 +116,7 @@ def parse_option(name: str, text: str) -> Any:
 
 
 def encode(texts: Sequence[str], options: Options, name: Callable[[int], str]) -> Embeddings:
-    """Compute the raw vectors of texts; `encode_vectors` applies dimensions, normalize and encoding_format.
+    """Compute the raw vectors of texts; vectors.py applies the options that shape and encode them.
 
     name: index -> name of that text in the request, for errors.
     """
@@ -129,23 +142,3 @@ def encode_ids(rows: Sequence[list[int]], options: Options) -> Embeddings:
         raise error.with_name(f"inputs[{error.index}]") from None
     context().add(result)
     return result
-
-
-def shape_vectors(rows: Sequence[Vector], options: Options) -> Vector:
-    """Stack vectors of (dim,) to (n, dimensions) float32: cut, then scaled to length 1 if normalize is set."""
-    vectors = np.array(rows, np.float32)
-    if options.dimensions is None and not options.normalize:
-        return vectors
-    vectors = vectors[:, : options.dimensions]
-    if options.normalize:
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return np.ascontiguousarray(vectors, np.float32)
-
-
-def encode_vectors(rows: Sequence[Vector], options: Options) -> Any:
-    """Return vectors for JSON: (n, dimensions) float32, or n base64 strings of little-endian float32."""
-    vectors = shape_vectors(rows, options)
-    if options.encoding_format == "float":
-        return vectors
-    return [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]

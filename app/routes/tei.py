@@ -19,8 +19,9 @@ from app.routes.body import ListField, TextList, decode, fields, json_data
 from app.routes.body_errors import Rule, Rules, text_rules
 from app.routes.options import FLAG
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import OptionFields, Options, encode, encode_ids, encode_vectors, resolve_options, shape_vectors
+from app.routes.options import OptionFields, Options, encode, encode_ids, resolve_options
 from app.routes.rendering import dumps, json_response, list_response, parts_response
+from app.routes.vectors import encode_vectors, shape_vectors
 
 # Status -> error_type: ErrorType in text-embeddings-inference's router/src/lib.rs.
 ERROR_TYPES = {429: "Overloaded", 503: "Unhealthy"}

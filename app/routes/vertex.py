@@ -7,6 +7,7 @@ Vertex AI names its own paths in AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE (app/set
 /v1/models/{model} is OpenAI's, too, see openai.py.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from flask import Blueprint, Flask, Response
@@ -18,9 +19,10 @@ from app.routes import encoder, ops
 from app.routes.body import ListField, decode, json_data
 from app.routes.body_errors import Rule
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import OptionFields, Options, encode, encode_vectors, resolve_options
+from app.routes.options import OptionFields, Options, encode, resolve_options
 from app.routes.prompts import prompt_name_for
 from app.routes.rendering import json_response, list_response
+from app.routes.vectors import encode_vectors
 from app.settings import Settings
 
 PREDICT = "/v1/models/<path:model>:predict"
@@ -91,7 +93,7 @@ def predict(model: str = "") -> Response:
         prompt = options.prompt, options.prompt_name or prompt_name_for(kind or parameters.task_type)
         texts.append(encoder().prompt(*prompt) + text)
     # the prompts are in the texts
-    complete = Options(options.normalize, options.dimensions, None, "", options.truncate, options.encoding_format)
+    complete = replace(options, prompt="", prompt_name=None)
     if not texts:
         return json_response({"predictions": []})
     rows = encode(texts, complete, "instances[{}]".format).rows

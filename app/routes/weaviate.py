@@ -17,9 +17,10 @@ from app.routes import encoder, manifest, served_name
 from app.routes.body import ListField, decode, json_data
 from app.routes.body_errors import Rule, text_rules
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import Dimensions, OptionFields, Options, encode, encode_vectors, resolve_options
+from app.routes.options import Dimensions, OptionFields, Options, encode, resolve_options
 from app.routes.prompts import prompt_name_for
 from app.routes.rendering import json_response, list_response
+from app.routes.vectors import encode_vectors
 
 blueprint = Blueprint("weaviate", __name__)
 

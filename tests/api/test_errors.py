@@ -21,7 +21,7 @@ from tests.support.model import open_encoder
 from tests.support.routes import DOCUMENTED, REQUESTS, WAITS_FOR_A_SLOT
 
 TABLES = [bodies.not_json, bodies.texts, bodies.options, bodies.ids, bodies.named_twice, routes.others, routes.queries]
-TABLES += [dialects.ollama, dialects.weaviate, dialects.predictions]
+TABLES += [dialects.ollama, dialects.cohere, dialects.weaviate, dialects.predictions]
 TABLES += [routes.elsewhere, routes.without_a_key, routes.not_ready, routes.faults]
 # Documented, but in no table: ids are checked, and no vocabulary is known that the library fails to decode.
 UNTESTED = {(("POST", "/decode"), 500)}

@@ -10,7 +10,7 @@ from app import create_app
 from app.engine.encoder import Encoder
 from app.errors import BootError
 from app.settings import Settings
-from tests.api.test_other_servers import app_client, vectors
+from tests.support.app import app_client, vectors
 
 
 def post(client: FlaskClient, path: str, body: Any) -> Any:

@@ -91,6 +91,8 @@ def test_the_same_build_twice_gives_the_same_bytes(tiny_source: Path, tiny_model
         ("int8", "pairwise_difference", verify.INT8_PAIRWISE_DIFFERENCE, -1e-6, 0),
         ("retrieval", "difference", -verify.INT8_RETRIEVAL_LOSS, 0, -1e-4),
         ("neighbours", "overlap", verify.INT8_NEIGHBOURS, 0, -1e-4),
+        ("small_vectors.int8", "retrieval_difference", -verify.SMALL_VECTORS_LOSS, 0, -1e-4),
+        ("small_vectors.int8", "neighbours", verify.INT8_NEIGHBOURS, 0, -1e-4),
     ],
 )
 def test_the_gate(tiny_model: Path, part: str, figure: str, limit: float, good: float, bad: float) -> None:

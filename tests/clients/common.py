@@ -28,10 +28,11 @@ def full_queue(server: Server) -> Iterator[None]:
         yield
 
 
-def native(server: Server, texts: list[str], **options: Any) -> Vectors:
+def native(server: Server, texts: list[str], key: str = "none", **options: Any) -> Vectors:
     """Return the vectors of POST /embed?normalize=true."""
     body = {"texts": texts, **options}
-    answer = requests.post(f"{server.url}/embed", params={"normalize": "true"}, json=body, timeout=10)
+    headers = {"Authorization": f"Bearer {key}"}
+    answer = requests.post(f"{server.url}/embed", params={"normalize": "true"}, json=body, headers=headers, timeout=10)
     answer.raise_for_status()
     return np.array(answer.json()["vectors"], np.float32)
 

@@ -56,6 +56,26 @@ def ollama(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
     }
 
 
+def cohere(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    from cohere import AsyncClientV2, ClientV2  # type: ignore[import-not-found]
+
+    server, types = options.pop("server"), options["embedding_types"]
+    options |= {"texts": texts, "model": "embed-v4.0"}
+
+    async def embed() -> Any:
+        return await AsyncClientV2(**server).embed(**options)
+
+    def of(answer: Any) -> Any:
+        return getattr(answer.embeddings, "float_" if types == ["float"] else types[0])
+
+    client = ClientV2(**server)
+    return {
+        "embed": of(client.embed(**options)),
+        "embed one by one": [of(client.embed(**{**options, "texts": [text]}))[0] for text in texts],
+        "async embed": of(asyncio.run(embed())),
+    }
+
+
 def langchain(client: Any, texts: list[str]) -> dict[str, Any]:
     return {
         "embed_documents": client.embed_documents(texts),

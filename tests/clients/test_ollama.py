@@ -14,7 +14,7 @@ def test_ollama(server: Server, installed: None, dimensions: int | None) -> None
     """ollama finds the model, and gets the bits of POST /embed, one text or many, async too."""
     options = {"host": server.url, "model": "any", "dimensions": dimensions, "keep_alive": "1m"}
     answer = clients.python(client="ollama", options=options, texts=TEXTS)
-    check_vectors(answer, native(server, TEXTS, **({"dimensions": dimensions} if dimensions else {})))
+    check_vectors(answer, native(server, TEXTS, dimensions=dimensions))
 
 
 def test_an_error_of_ollama(server: Server, installed: None) -> None:

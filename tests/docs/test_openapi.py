@@ -10,7 +10,7 @@ import yaml
 from flask.testing import FlaskClient
 
 from app import routes
-from app.routes import bigquery, native, ollama, openai, options, tei, token_ids, vertex, weaviate
+from app.routes import bigquery, cohere, native, ollama, openai, options, tei, token_ids, vertex, weaviate
 from app.routes.body import TextList
 from tests.support import ROOT
 
@@ -31,6 +31,7 @@ BODIES: dict[str, list[Any]] = {
     "OllamaInput": [ollama.Embed],
     "OllamaPrompt": [ollama.Prompt],
     "OllamaShow": [ollama.Show],
+    "CohereTexts": [cohere.Embed],
     "WeaviateText": [weaviate.Vectors],
     "Instances": [vertex.Instances],
     "Calls": [bigquery.Calls],
@@ -45,6 +46,8 @@ def alternatives(schema: dict[str, Any], root: dict[str, Any]) -> Iterator[Any]:
             schema = schema[name]
     if schema.get("nullable"):
         yield "null"
+    if schema.get("enum") == [None]:
+        return
     kind = "string" if "enum" in schema else schema.get("type")
     if several := schema.get("oneOf", schema.get("anyOf")):
         for one in several:

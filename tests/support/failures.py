@@ -91,4 +91,6 @@ def extra_fields(failure: Failure, message: str) -> dict[str, str]:
     if failure.route[1] in TEI_ROUTES or is_tei_embed:
         is_empty = " is an empty list; " in message
         return {"error_type": "Empty" if is_empty else TEI_TYPES.get(failure.status, "Validation")}
+    if failure.route[1] == "/v2/embed":
+        return {"message": message}
     return {"errorMessage": message} if failure.route[1] == "/bigquery" else {}

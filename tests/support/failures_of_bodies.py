@@ -57,6 +57,7 @@ TEXT_FIELDS: list[tuple[str, str, str, Callable[[Any], Any]]] = [
     ("/", "inputs", "a string or ", lambda value: {"inputs": value}),
     ("/tokenize", "inputs", "a string or ", lambda value: {"inputs": value}),
     ("/v1/embeddings", "input", "a string or ", lambda value: {"input": value}),
+    ("/v2/embed", "texts", "", lambda value: {"texts": value}),
     ("/similarity", "inputs.sentences", "", lambda value: {"inputs": {"source_sentence": "a", "sentences": value}}),
 ]
 
@@ -76,7 +77,7 @@ def texts() -> Iterator[Failure]:
         yield Failure(route, message, name, body(["a"] * 9), 413, "too_many_texts")
         if path == "/tokenize":  # it truncates nothing
             continue
-        option = {"truncate": False}
+        option: dict[str, Any] = {"truncate": "NONE" if path == "/v2/embed" else False}
         given = body(["a", LONG]) | ({"parameters": option} if path == "/similarity" else option)
         yield Failure(route, f"{name}[1] {TOO_LONG}", "truncate", given, code="text_too_long")
     for route in READS_JSON:
@@ -122,6 +123,8 @@ def options() -> Iterator[Failure]:
         ("prompt_name", "n" * 999, f"prompt_name is '{'n' * 60}…'; {known}"),
         ("encoding_format", "hex", 'encoding_format is "hex"; it must be float or base64.'),
         ("encoding_format", 64, "encoding_format is 64; it must be float or base64."),
+        ("dtype", "int4", 'dtype is "int4"; it must be one of float32, int8, uint8, binary, ubinary.'),
+        ("dtype", 8, "dtype is 8; it must be one of float32, int8, uint8, binary, ubinary."),
     ]
     left = "; only Right is possible: a text keeps its beginning."
     tei = [
@@ -189,6 +192,10 @@ def ids() -> Iterator[Failure]:
     for value, shown in ((-1, "-1"), (100_277, "100277"), (100_256, "100256"), (2.5, "2.5"), ("a", '"a"')):
         for sent, place in (([5, value], "input[1]"), ([[5], [5, value]], "input[1][1]")):
             yield Failure(("POST", "/v1/embeddings"), f"{place} is {shown}; {openai}", "input", {"input": sent})
+    # 58040 is the longest token, 128 spaces
+    message = "input has token ids for more than 20000 bytes of text (MAX_BODY_BYTES): send fewer at once."
+    for spaces in ([58040] * 300, [[58040] * 150] * 2):
+        yield Failure(("POST", "/v1/embeddings"), message, "input", {"input": spaces}, 413, "too_many_texts")
     message = "input[1] is an empty list; it must be a list of token ids."
     yield Failure(("POST", "/v1/embeddings"), message, "input", {"input": [[5], []]})
     message = "input has 9 items, over the limit of 8 (MAX_TEXTS): send fewer at once."

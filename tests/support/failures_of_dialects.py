@@ -33,6 +33,37 @@ def ollama() -> Iterator[Failure]:
     yield Failure(("POST", "/api/chat"), message, status=404, path="/api/chat", body={"model": "a"})
 
 
+def cohere() -> Iterator[Failure]:
+    """POST /v2/embed; its texts are in failures_of_bodies.py."""
+    only_end = "; only NONE or END is possible here: a text keeps its beginning."
+    types = "it must be one of float, base64, int8, uint8, binary, ubinary."
+    fields: list[tuple[str, Any, str, str]] = [
+        ("truncate", "START", f'truncate is "START"{only_end}', "truncate"),
+        ("truncate", True, f"truncate is true{only_end}", "truncate"),
+        ("embedding_types", ["float", "int4"], f'embedding_types[1] is "int4"; {types}', "embedding_types"),
+        (
+            "embedding_types",
+            "float",
+            "embedding_types is a string; it must be a list of types.",
+            "embedding_types",
+        ),
+        (
+            "embedding_types",
+            ["int8"] * 101,
+            "embedding_types has 101 types; at most 100 are possible.",
+            "embedding_types",
+        ),
+        ("max_tokens", 5, "max_tokens is 5; only MAX_LENGTH or more is possible here.", "max_tokens"),
+        ("images", ["data:"], "images is a list; only texts are possible here.", "images"),
+        ("inputs", [{}], "inputs is a list; only texts are possible here.", "inputs"),
+        ("input_type", 5, "input_type is a number; it must be a string.", "input_type"),
+        ("model", 5, "model is a number; it must be a string.", "model"),
+        ("output_dimension", 33, "dimensions is 33; it must be a whole number from 1 to 32.", "dimensions"),
+    ]
+    for name, value, message, param in fields:
+        yield Failure(("POST", "/v2/embed"), message, param, {"texts": ["a"], name: value})
+
+
 def weaviate() -> Iterator[Failure]:
     """POST /vectors."""
     for value, kind in KINDS:

@@ -25,13 +25,13 @@ def others() -> Iterator[Failure]:
         yield Failure(openai, f"{name} is a number; it must be a string.", name, {"input": "a", name: 5})
     fields: list[tuple[str, Any, str]] = [
         ("late_chunking", True, "true; only false is possible here."),
-        ("embedding_type", "binary", '"binary"; only float or base64 is possible here.'),
+        ("embedding_type", "int8", '"int8"; only float, base64, binary or ubinary is possible here.'),
         ("truncate_prompt_tokens", 5, "5; only -1, or MAX_LENGTH or more, is possible here."),
         ("truncate_prompt_tokens", "all", '"all"; only -1, or MAX_LENGTH or more, is possible here.'),
         ("add_special_tokens", False, "false; only true is possible here."),
         ("embed_dtype", "float16", '"float16"; only float32 is possible here.'),
         ("endianness", "big", '"big"; only native or little is possible here.'),
-        ("output_dtype", "int8", '"int8"; only float is possible here.'),
+        ("output_dtype", "float16", '"float16"; only float, int8, uint8, binary or ubinary is possible here.'),
         ("modality", "image", '"image"; only text is possible here.'),
         ("truncate", "START", '"START"; it must be true, false, "END" or "NONE".'),
         ("truncation", "yes", '"yes"; it must be true or false.'),
@@ -76,7 +76,9 @@ def others() -> Iterator[Failure]:
     message = "calls has 9 items, over the limit of 8 (MAX_TEXTS): send fewer at once."
     yield Failure(bigquery, message, "calls", {"calls": [["a"]] * 9}, 413, "too_many_texts")
     for name in ("mode", "encoding_format"):
-        message = f'user_defined_context has "{name}"; known are normalize, dimensions, prompt_name, prompt, truncate.'
+        message = (
+            f'user_defined_context has "{name}"; known are normalize, dimensions, prompt_name, prompt, truncate, dtype.'
+        )
         body = {"calls": [["a"]], "userDefinedContext": {name: "a"}}
         yield Failure(bigquery, message, "userDefinedContext", body)
     for first in ("a", None):
@@ -86,7 +88,7 @@ def others() -> Iterator[Failure]:
 
 def queries() -> Iterator[Failure]:
     """Parameters of GET /embed; POST /embed has the same ones except q."""
-    known = "known are q, normalize, dimensions, prompt_name, prompt, truncate, encoding_format."
+    known = "known are q, normalize, dimensions, prompt_name, prompt, truncate, encoding_format, dtype."
     for query, param, message in (
         ("", "q", "The parameter q is missing: GET /embed?q=TEXT."),
         ("text=a", "text", f'Unknown parameter "text"; {known}'),

@@ -37,6 +37,7 @@ REQUESTS: dict[Route, tuple[str, Any]] = {
     ("POST", "/api/embed"): ("/api/embed", {"input": ["cat"]}),
     ("POST", "/api/embeddings"): ("/api/embeddings", {"prompt": "cat"}),
     ("POST", "/api/show"): ("/api/show", {"model": "tiny"}),
+    ("POST", "/v2/embed"): ("/v2/embed", {"texts": ["cat"]}),
     ("POST", "/vectors"): ("/vectors", {"text": "cat"}),
     ("POST", "/v1/models/{model}:predict"): ("/v1/models/tiny:predict", {"instances": ["cat"]}),
     ("POST", "/bigquery"): ("/bigquery", {"calls": [["cat"]]}),

@@ -1,0 +1,33 @@
+"""Dtypes: vectors as int8, uint8 or packed bits, a quarter or a thirty-second of the size of float32.
+
+The formulas are those of sentence_transformers.util.quantize_embeddings (version 5.6), with one range for all numbers:
+codes of int8 can then be compared as they are, by cosine, dot product or distance.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.embeddings import Vector
+
+DTYPES = ("float32", "int8", "uint8", "binary", "ubinary")
+# Dtypes for which int8_range is needed.
+WITH_RANGE = ("int8", "uint8")
+
+
+def quantize(vectors: Vector, dtype: str, int8_range: tuple[float, float] | None) -> NDArray[Any]:
+    """Return (n, dim) float32 vectors as another dtype.
+
+    Args:
+        dtype: one of DTYPES but float32. int8 and uint8: (n, dim) codes; vectors have length 1, or are the beginnings
+            of such. binary and ubinary: (n, ceil(dim / 8)) bytes, int8 and uint8, with the signs as bits.
+        int8_range: the numbers of the lowest and of the highest code; others are clipped.
+    """
+    if dtype in ("binary", "ubinary"):
+        bits: NDArray[Any] = np.packbits(vectors > 0, axis=-1)
+        return bits if dtype == "ubinary" else (bits - 128).astype(np.int8)
+    assert int8_range
+    low, high = np.array(int8_range, np.float32)
+    codes: NDArray[Any] = np.clip(np.floor((vectors - low) / ((high - low) / np.float32(255))), 0, 255)
+    return codes.astype(np.uint8) if dtype == "uint8" else (codes - 128).astype(np.int8)
