@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from flasgger import Swagger
-from flask import Flask, Response, make_response
+from flask import Flask, Response, make_response, redirect
 
+from app.paths import DOCS_WITH_SLASH
 from app.routes import VERSION
 
 HERE = Path(__file__).parent
@@ -38,6 +39,7 @@ def register(app: Flask) -> None:
     app.json.sort_keys = False  # type: ignore[attr-defined]  # keeps the order of openapi.yml
     swagger = Swagger(app, config=CONFIG, template_file=str(HERE / "openapi.yml"), decorators=[_with_policy])
     swagger.template["info"]["version"] = VERSION
+    app.add_url_rule(DOCS_WITH_SLASH, "docs_with_slash", lambda: redirect("../docs", 308))
 
 
 def _with_policy(view: Callable[..., Any]) -> Callable[..., Response]:

@@ -21,6 +21,8 @@ ALIASES = {
 # https://learn.microsoft.com/azure/ai-services/openai/reference#embeddings
 DEPLOYMENT = re.compile(r"/openai/deployments/[^/]+/embeddings|/v1/engines/[^/]+/embeddings")
 SLASHES = re.compile("//+")
+# Redirects to /docs: its links are relative, so that they hold behind a path prefix.
+DOCS_WITH_SLASH = "/docs/"
 
 
 def canonical(path: str) -> str:
@@ -29,7 +31,7 @@ def canonical(path: str) -> str:
         path = f"/{path}"
     if "//" in path:
         path = SLASHES.sub("/", path)
-    if path[-1:] == "/":
+    if path[-1:] == "/" and path != DOCS_WITH_SLASH:
         path = path.rstrip("/") or "/"
     if alias := ALIASES.get(path):
         return alias

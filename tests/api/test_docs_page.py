@@ -7,8 +7,8 @@ from flask.testing import FlaskClient
 
 from tests.support.routes import OPERATIONS
 
-# Flasgger's own: assets, an old address that leads to /docs, a page for logins.
-UNDOCUMENTED = "/docs/assets/<path:filename> /apidocs/index.html /docs/oauth2-redirect.html"
+# Flasgger's own: assets, an old address that leads to /docs, a page for logins. /docs/ leads to /docs, too.
+UNDOCUMENTED = "/docs/assets/<path:filename> /apidocs/index.html /docs/oauth2-redirect.html /docs/"
 
 
 def test_openapi_lists_all_routes(client: FlaskClient) -> None:

@@ -55,7 +55,10 @@ def test_needless_slashes(client: FlaskClient, route: Route) -> None:
     start, question, query = path.partition("?")
     for other in (start.replace("/", "//").removeprefix("/"), f"{start}/", f"{start}//"):
         answer = client.open(other + question + query, method=route[0], json=body)
-        assert answer.status_code == 200, other
+        if path == "/docs" and other != path:  # the page's own links are relative
+            assert (answer.status_code, answer.headers["Location"]) == (308, "../docs")
+        else:
+            assert answer.status_code == 200, other
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Client libraries that don't fit in the tests' own environment: LangChain's, LlamaIndex's, JavaScript's.
+"""Client libraries that don't fit in the tests' own environment: LangChain's, LlamaIndex's, JavaScript's and others.
 
 They are installed under .cache/clients/ as locked in requirements/clients.txt and package-lock.json, Node.js included,
 and driven by python_client.py and openai_client.cjs. Another version of the JavaScript package: in package.json, then
@@ -81,8 +81,11 @@ def _ask(command: list[str | Path], environ: dict[str, str], call: dict[str, Any
 
 
 def _clean() -> dict[str, str]:
-    """Return an environment without the user's keys, proxies and settings for tracing."""
-    return {"PATH": os.environ["PATH"], "HOME": str(HOME), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    """Return an environment without the user's keys, proxies and settings for tracing, and without telemetry."""
+    quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HAYSTACK_TELEMETRY_ENABLED": "False"}
+    # LiteLLM would ask the web for a list of prices.
+    quiet["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    return {"PATH": os.environ["PATH"], "HOME": str(HOME), **quiet}
 
 
 def _run(command: list[str | Path], environ: Any, data: str = "") -> str:

@@ -29,6 +29,7 @@ PROGRAMS = {
     "README.ja.md": ["python"],
     "docs/clients.md": CLIENTS,
     "docs/ja/clients.md": CLIENTS,
+    "docs/recipes.md": ["python"] * 5,
 }
 COMMANDS = ["README.ja.md", "README.md", "docs/api.md", "docs/ja/api.md", "docs/ja/models.md", "docs/models.md"]
 
