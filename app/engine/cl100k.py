@@ -21,6 +21,10 @@ class UnknownToken(ValueError):
         self.index = index
 
 
+class OverLimit(ValueError):
+    """The text of token ids is longer than it may be."""
+
+
 class Cl100k:
     """The table of cl100k_base. build/cl100k.py writes it.
 
@@ -39,20 +43,17 @@ class Cl100k:
         """Map the file into memory, which all processes share."""
         return cls(np.load(file, mmap_mode="r"))
 
-    def length(self, ids: Sequence[int]) -> int:
-        """Return the bytes of the text of token ids. A token may have 128."""
-        places = np.array(ids, np.int64)
-        return int(self._offsets[places + 1].sum(dtype=np.int64) - self._offsets[places].sum(dtype=np.int64))
-
-    def decode(self, ids: Sequence[int], pause: Callable[[], None]) -> str:
-        """Return the text of token ids, each from 0 to size - 1. Bytes that are not UTF-8 become U+FFFD.
+    def decode(self, ids: Sequence[int], max_bytes: int, pause: Callable[[], None]) -> bytes:
+        """Return the text of token ids, each from 0 to size - 1, as bytes, which need not be UTF-8.
 
         pause: called between two pieces of work.
 
         Raises:
             UnknownToken: an id stands for no token.
+            OverLimit: the text is longer than max_bytes. A token may have 128 bytes.
         """
         parts = []
+        left = max_bytes
         for start in range(0, len(ids), CHUNK_IDS):
             chunk = np.array(ids[start : start + CHUNK_IDS], np.int64)
             begins = self._offsets[chunk].astype(np.int64)
@@ -60,7 +61,10 @@ class Cl100k:
             if not lengths.all():
                 raise UnknownToken(start + int(np.argmin(lengths)))
             ends = np.cumsum(lengths)
+            left -= int(ends[-1])
+            if left < 0:
+                raise OverLimit
             places = np.arange(ends[-1]) + np.repeat(begins - (ends - lengths), lengths)
             parts.append(self._bytes[places].tobytes())
             pause()
-        return b"".join(parts).decode(errors="replace")
+        return b"".join(parts)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 from flask import Blueprint, Response, current_app
 from msgspec import Meta, Raw
 
-from app.engine.cl100k import Cl100k, UnknownToken
+from app.engine.cl100k import Cl100k, OverLimit, UnknownToken
 from app.engine.dtypes import DTYPES
 from app.errors import InvalidRequest, TooLarge, UnknownModel
 from app.routes import context, encoder, manifest, not_ready_reason, served_name, settings, token_ids
@@ -142,17 +142,18 @@ def _of_ids(data: bytes, raw: Raw) -> tuple[list[str], Any]:
     limit = left = settings().max_body_bytes
     texts = []
     for index, row in enumerate(rows):
-        left -= table.length(row)
-        if left < 0:
-            raise TooLarge(
-                f"input has token ids for more than {limit} bytes of text (MAX_BODY_BYTES): send fewer at once.",
-                "input",
-            )
         try:
-            texts.append(table.decode(row, runner.pause))
+            text = table.decode(row, left, runner.pause)
         except UnknownToken as error:
             place = f"input[{index}][{error.index}]" if token_ids.LISTS.match(raw) else f"input[{error.index}]"
             raise InvalidRequest(NOT_AN_ID.sentence.format(place=place, value=row[error.index]), "input") from None
+        except OverLimit:
+            raise TooLarge(
+                f"input has token ids for more than {limit} bytes of text (MAX_BODY_BYTES): send fewer at once.",
+                "input",
+            ) from None
+        left -= len(text)
+        texts.append(text.decode(errors="replace"))
     return texts, body
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.engine.cl100k import Cl100k, UnknownToken
+from app.engine.cl100k import Cl100k, OverLimit, UnknownToken
 from app.engine.manifest import CL100K
 from build import BuildError, cl100k
 
@@ -26,7 +26,7 @@ def table(tiny_model: Path) -> Cl100k:
 
 
 def decode(table: Cl100k, ids: list[int]) -> str:
-    return table.decode(ids, lambda: None)
+    return table.decode(ids, 1_000_000, lambda: None).decode(errors="replace")
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -39,8 +39,10 @@ def test_long_texts(table: Cl100k) -> None:
     """The text of many ids is the same as of few, and others get their turn in between."""
     ids = TEXTS["hello world"] * 20_000
     pauses: list[None] = []
-    assert table.decode(ids, lambda: pauses.append(None)) == "hello world" * 20_000
+    assert table.decode(ids, 220_000, lambda: pauses.append(None)) == b"hello world" * 20_000
     assert len(pauses) > 5
+    with pytest.raises(OverLimit):
+        table.decode(ids, 219_999, lambda: None)
 
 
 def test_half_a_character(table: Cl100k) -> None:
