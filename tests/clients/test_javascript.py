@@ -20,7 +20,7 @@ def test_vectors_models_and_errors(guarded: Server, installed: None) -> None:
         ["models.list"],
         ["models.retrieve", model.id],
         ["models.retrieve", "org/other"],
-        ["embeddings.create", {"model": "m", "input": [[1, 2]]}],
+        ["embeddings.create", {"model": "m", "input": [[1, 200000]]}],
     ]
     options = {"baseURL": f"{guarded.url}/v1", "apiKey": KEY, "maxRetries": 0}
     answer = clients.javascript(options=options, calls=calls)
@@ -34,7 +34,7 @@ def test_vectors_models_and_errors(guarded: Server, installed: None) -> None:
     assert listed["data"] == [retrieved] and retrieved == model.model_dump(exclude_unset=True)
     assert (unknown["error"], unknown["status"], unknown["code"]) == ("NotFoundError", 404, "model_not_found")
     assert (ids["error"], ids["status"], ids["param"]) == ("BadRequestError", 400, "input")
-    assert ids["message"].startswith("400 input has token ids")
+    assert ids["message"].startswith("400 input[0][1] is 200000; it must be one of OpenAI's token ids")
     (wrong,) = clients.javascript(options={**options, "apiKey": "sk-wrong"}, calls=calls[:1])["answers"]
     assert (wrong["error"], wrong["code"]) == ("AuthenticationError", "invalid_api_key")
 
