@@ -122,8 +122,7 @@ def verify(
     output = encoders[INT8].encode(unseen)
     progress()
     int8, truncated = output.vectors, output.truncated[:n]
-    calibration_texts = [text for texts in calibration().values() for text in texts]
-    int8_range = small_vectors.int8_range(encoders[INT8].encode(calibration_texts).vectors)
+    int8_range = small_vectors.int8_range(encoders[INT8].encode(_flat(calibration())[0]).vectors)
     length_of = [evaluate.length_group(*item) for item in zip(output.tokens[:n], truncated, strict=True)]
     alone = np.concatenate([encoders[INT8].encode([text]).vectors for text in reversed(texts + strange)])[::-1]
     together = np.concatenate([int8[:n], strange_vectors[INT8]])

@@ -4,14 +4,17 @@ The formulas are those of sentence_transformers.util.quantize_embeddings (versio
 codes of int8 can then be compared as they are, by cosine, dot product or distance.
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.embeddings import Vector
 
-DTYPES = ("float32", "int8", "uint8", "binary", "ubinary")
+SmallDtype = Literal["int8", "uint8", "binary", "ubinary"]
+Dtype = Literal["float32", SmallDtype]
+SMALL_DTYPES: tuple[SmallDtype, ...] = get_args(SmallDtype)
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 # Dtypes for which int8_range is needed.
 WITH_RANGE = ("int8", "uint8")
 
@@ -20,7 +23,7 @@ def quantize(vectors: Vector, dtype: str, int8_range: tuple[float, float] | None
     """Return (n, dim) float32 vectors as another dtype.
 
     Args:
-        dtype: one of DTYPES but float32. int8 and uint8: (n, dim) codes; vectors have length 1, or are the beginnings
+        dtype: one of SMALL_DTYPES. int8 and uint8: (n, dim) codes; vectors have length 1, or are the beginnings
             of such. binary and ubinary: (n, ceil(dim / 8)) bytes, int8 and uint8, with the signs as bits.
         int8_range: the numbers of the lowest and of the highest code; others are clipped.
     """

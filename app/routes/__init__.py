@@ -1,6 +1,6 @@
 """The HTTP routes: one file per dialect. body.py, body_errors.py, options.py and rendering.py are shared."""
 
-from typing import cast
+from typing import Any, cast
 
 from flask import current_app, request
 
@@ -28,9 +28,12 @@ def settings() -> Settings:
     return cast(Settings, current_app.extensions["settings"])
 
 
-def served_name() -> str:
-    """Return the name by which clients know the model: SERVED_MODEL_NAME, or the model's id."""
-    return settings().served_model_name or manifest().model
+def served_name(asked: str | None = None) -> str:
+    """Return the name by which clients know the model: SERVED_MODEL_NAME, or the model's id.
+
+    asked: the name in the request, which answers repeat: many clients compare the two.
+    """
+    return (settings().served_model_name or manifest().model) if asked is None else asked
 
 
 def not_ready_reason() -> str | None:
@@ -38,6 +41,11 @@ def not_ready_reason() -> str | None:
     if current_app.extensions["shutting_down"]():
         return "The server is shutting down."
     return encoder().not_ready_reason
+
+
+def plain_error(request: RequestContext, status: int, message: str) -> dict[str, Any]:
+    """Return the sentence as error, in place of the object: error fields of dialects whose clients show a string."""
+    return {"error": message}
 
 
 def context() -> RequestContext:

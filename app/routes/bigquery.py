@@ -1,15 +1,16 @@
 """POST /bigquery: a remote function for BigQuery. https://cloud.google.com/bigquery/docs/remote-functions"""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from flask import Blueprint, Response
 from msgspec import Struct
 
 from app.context import RequestContext
+from app.engine.dtypes import Dtype
 from app.routes.body import ListField, decode, json_data
-from app.routes.body_errors import Rule
+from app.routes.body_errors import NOT_AN_OBJECT, Rule
 from app.routes.options import RULES as OPTION_RULES
 from app.routes.options import Dimensions, Prompt, encode, from_strings, resolve_options
 from app.routes.rendering import list_response
@@ -30,7 +31,7 @@ class Context(Struct, forbid_unknown_fields=True):
     prompt_name: Prompt | None = None
     prompt: Prompt | None = None
     truncate: bool | str | None = None
-    dtype: Literal["float32", "int8", "uint8", "binary", "ubinary"] | None = None
+    dtype: Dtype | None = None
 
 
 class Calls(Struct):
@@ -47,7 +48,7 @@ RULES = {
     "calls[]": Rule("{place} has {kind}" + NOT_ONE),
     "calls[] length": Rule("{place} has {count} arguments" + NOT_ONE),
     "calls[][]": Rule("{parent} has {kind}; the argument must be a STRING or NULL."),
-    "userDefinedContext": Rule("{place} is {kind}; it must be an object."),
+    "userDefinedContext": NOT_AN_OBJECT,
     "unknown": Rule(
         f"user_defined_context has {{field}}; known are {', '.join(Context.__struct_fields__)}.", "userDefinedContext"
     ),

@@ -47,6 +47,10 @@ class Rule(NamedTuple):
 Rules = Mapping[str, Rule]
 
 
+NOT_A_STRING = Rule("{place} is {kind}; it must be a string.")
+NOT_AN_OBJECT = Rule("{place} is {kind}; it must be an object.")
+
+
 def text_rules(name: str, *, or_text: bool = False) -> dict[str, Rule]:
     """Return the rules of a list of strings. or_text: a single string is allowed, too."""
     allowed = "a string or a list of strings" if or_text else "a list of strings"
@@ -55,6 +59,12 @@ def text_rules(name: str, *, or_text: bool = False) -> dict[str, Rule]:
         f"{name}[]": Rule("{place} is {kind}; every item must be a string."),
         f"{name} empty": Rule("{place} is an empty list; at least one text is needed."),
     }
+
+
+def wrong_value(rule: Rule, place: str, value: Any) -> InvalidRequest:
+    """Return the error for a value that fits its type, and is not possible all the same."""
+    sentence = rule.sentence.format(place=place, value=quoted(value), dimension=encoder().dimension)
+    return InvalidRequest(sentence, rule.param or re.sub(r"\[.*", "", place))
 
 
 def validation_error(data: bytes, error: msgspec.ValidationError, rules: Rules) -> InvalidRequest:

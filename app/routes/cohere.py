@@ -11,23 +11,23 @@ from flask import Blueprint, Response
 from msgspec import Meta, Struct
 
 from app.context import RequestContext
-from app.errors import InvalidRequest
+from app.engine.dtypes import SMALL_DTYPES, SmallDtype
 from app.routes import encoder
 from app.routes.body import ListField, TextList, decode, json_data
-from app.routes.body_errors import Rule, text_rules
+from app.routes.body_errors import NOT_A_STRING, Rule, text_rules, wrong_value
 from app.routes.options import RULES as OPTION_RULES
 from app.routes.options import Dimensions, OptionFields, Options, encode, resolve_options
 from app.routes.prompts import prompt_name_for
-from app.routes.rendering import SLICE_ITEMS, dumps, parts_response
+from app.routes.rendering import dumps, parts_response, slices
 from app.routes.vectors import encode_vectors
 
 # Type of embeddings -> options for it.
 TYPES: dict[str, dict[str, Any]] = {
     "float": {},
     "base64": {"encoding_format": "base64"},
-    **{dtype: {"dtype": dtype} for dtype in ("int8", "uint8", "binary", "ubinary")},
+    **{dtype: {"dtype": dtype} for dtype in SMALL_DTYPES},
 }
-Type = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
+Type = Literal["float", "base64", SmallDtype]
 
 blueprint = Blueprint("cohere", __name__)
 
@@ -50,7 +50,8 @@ TEXTS = ListField("texts", str)
 NO_IMAGES = Rule("{place} is {kind}; only texts are possible here.")
 RULES = {
     **text_rules("texts"),
-    **{name: Rule("{place} is {kind}; it must be a string.") for name in ("model", "input_type")},
+    "model": NOT_A_STRING,
+    "input_type": NOT_A_STRING,
     "embedding_types": Rule("{place} is {kind}; it must be a list of types."),
     "embedding_types length": Rule("{place} has {count} types; at most 100 are possible."),
     "embedding_types[]": Rule(f"{{place}} is {{value}}; it must be one of {', '.join(TYPES)}."),
@@ -71,9 +72,7 @@ def error_fields(request: RequestContext, status: int, message: str) -> dict[str
 def embed() -> Response:
     body = decode(json_data(), Embed, RULES, TEXTS)
     if body.max_tokens is not None and body.max_tokens < encoder().max_length:
-        raise InvalidRequest(
-            RULES["max_tokens"].sentence.format(place="max_tokens", value=body.max_tokens), "max_tokens"
-        )
+        raise wrong_value(RULES["max_tokens"], "max_tokens", body.max_tokens)
     types = list(dict.fromkeys(body.embedding_types or ["float"]))
     fields: dict[str, Any] = {
         "dimensions": body.output_dimension,
@@ -86,17 +85,16 @@ def embed() -> Response:
     meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": sum(result.tokens)}}
     tail = b"," + dumps({"meta": meta, "response_type": "embeddings_by_type"})[1:]
 
+    count = len(body.texts)
+
     def parts() -> Iterator[bytes]:
         yield head
         for number, (name, its_options) in enumerate(zip(types, options, strict=True)):
             yield (b"," if number else b"") + dumps(name) + b":["
-            for start in range(0, len(body.texts), SLICE_ITEMS):
-                rows = result.rows[start : start + SLICE_ITEMS]
-                yield (b"," if start else b"") + dumps(encode_vectors(rows, its_options))[1:-1]
+            yield from slices(lambda start, stop: encode_vectors(result.rows[start:stop], its_options), count)
             yield b"]"
         yield b'},"texts":['
-        for start in range(0, len(body.texts), SLICE_ITEMS):
-            yield (b"," if start else b"") + dumps(body.texts[start : start + SLICE_ITEMS])[1:-1]
+        yield from slices(lambda start, stop: body.texts[start:stop], count)
         yield b"]" + tail
 
     return parts_response(parts)

@@ -10,12 +10,11 @@ from typing import Any
 from flask import Blueprint, Response
 from msgspec import Struct
 
-from app.context import RequestContext
-from app.routes import context, encoder, manifest, served_name
+from app.routes import context, encoder, manifest, plain_error, served_name
 from app.routes.body import ListField, decode, json_data
-from app.routes.body_errors import Rule, text_rules
+from app.routes.body_errors import NOT_A_STRING, text_rules
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import Dimensions, OptionFields, Options, encode, resolve_options
+from app.routes.options import Dimensions, OptionFields, Options, encode, one_or_many, resolve_options
 from app.routes.rendering import json_response, list_response
 from app.routes.vectors import encode_vectors
 
@@ -23,6 +22,7 @@ from app.routes.vectors import encode_vectors
 API_VERSION = "0.11.11"
 
 blueprint = Blueprint("ollama", __name__, url_prefix="/api")
+error_fields = plain_error
 
 
 class Embed(Struct, kw_only=True):
@@ -47,30 +47,23 @@ class Show(Struct, kw_only=True):
     model: str | None = None
 
 
-MODEL = Rule("{place} is {kind}; it must be a string.")
-RULES = {**OPTION_RULES, **text_rules("input", or_text=True), "model": MODEL, "prompt": MODEL}
+RULES = {**OPTION_RULES, **text_rules("input", or_text=True), "model": NOT_A_STRING, "prompt": NOT_A_STRING}
 INPUT = ListField("input", str, or_text=True)
-
-
-def error_fields(request: RequestContext, status: int, message: str) -> dict[str, Any]:
-    """Return the sentence as error, which Ollama's clients show."""
-    return {"error": message}
 
 
 @blueprint.post("/embed")
 def embed() -> Response:
     body = decode(json_data(), Embed, RULES, INPUT)
     options = resolve_options(OptionFields(truncate=body.truncate, dimensions=body.dimensions), Options(normalize=True))
-    texts = [body.input] if isinstance(body.input, str) else body.input or []
+    texts, name = one_or_many([] if body.input is None else body.input, "input")
     if not texts:
-        return json_response({"model": _name(body.model), "embeddings": []})
-    name = "input" if isinstance(body.input, str) else "input[{}]"
-    result = encode(texts, options, name.format)
+        return json_response({"model": served_name(body.model), "embeddings": []})
+    result = encode(texts, options, name)
     return list_response(
         lambda start, stop: encode_vectors(result.rows[start:stop], options),
         len(texts),
         name="embeddings",
-        before={"model": _name(body.model)},
+        before={"model": served_name(body.model)},
         after={"total_duration": _nanoseconds(), "load_duration": 0, "prompt_eval_count": sum(result.tokens)},
     )
 
@@ -115,10 +108,6 @@ def show() -> Response:
 @blueprint.get("/version")
 def version() -> Response:
     return json_response({"version": API_VERSION})
-
-
-def _name(sent: str | None) -> str:
-    return served_name() if sent is None else sent
 
 
 def _nanoseconds() -> int:

@@ -13,14 +13,14 @@ from flask import Blueprint, Response, current_app
 from msgspec import Meta, Raw
 
 from app.engine.cl100k import Cl100k, OverLimit, UnknownToken
-from app.engine.dtypes import DTYPES
+from app.engine.dtypes import SMALL_DTYPES, SmallDtype
 from app.errors import InvalidRequest, TooLarge, UnknownModel
 from app.routes import context, encoder, manifest, not_ready_reason, served_name, settings, token_ids
 from app.routes.body import ListField, TextList, decode, fields, json_data
-from app.routes.body_errors import Rule, quoted, text_rules
+from app.routes.body_errors import NOT_A_STRING, Rule, text_rules, wrong_value
 from app.routes.options import FLAG
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import Dimensions, OptionFields, Options, encode, resolve_options
+from app.routes.options import Dimensions, OptionFields, Options, encode, one_or_many, resolve_options
 from app.routes.prompts import prompt_name_for
 from app.routes.rendering import json_response, list_response
 from app.routes.vectors import encode_vectors
@@ -56,7 +56,7 @@ class Input(OptionFields, Generic[T], kw_only=True):
     # Voyage's and Mistral's: https://docs.voyageai.com/reference/embeddings-api
     truncation: bool | None = None
     output_dimension: Dimensions | None = None
-    output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] | None = None
+    output_dtype: Literal["float", SmallDtype] | None = None
     # Jina's: https://api.jina.ai/redoc#tag/embeddings
     task: str | None = None
     late_chunking: bool | None = None
@@ -87,7 +87,7 @@ RULES = {
     **OPTION_RULES,
     **text_rules("input", or_text=True),
     "input missing": Rule("The field input is missing: a string or a list of strings."),
-    **{name: Rule("{place} is {kind}; it must be a string.") for name in ("model", "input_type", "task")},
+    **dict.fromkeys(("model", "input_type", "task"), NOT_A_STRING),
     "output_dimension": Rule("{place} is {value}; it must be a whole number from 1 to {dimension}."),
     "truncate": Rule('{place} is {value}; it must be true, false, "END" or "NONE".'),
     "truncation": FLAG,
@@ -103,13 +103,16 @@ RULES = {
 def embeddings() -> Response:
     data = json_data()
     raw = fields(data, "input").get("input", Raw(b""))
-    texts, body = _of_ids(data, raw) if IDS.match(raw) else _of_strings(data)
+    body: Any
+    if IDS.match(raw):
+        given, body = _of_ids(data, raw)
+    else:
+        body = decode(data, Input[str | TextList], RULES, INPUT)
+        given = body.input
     options = _options(body)
-    name = "input" if isinstance(body.input, str) else "input[{}]"
-    result = encode(texts, options, name.format)
+    texts, name = one_or_many(given, "input")
+    result = encode(texts, options, name)
     tokens = sum(result.tokens)
-    # repeats the client's model name: many clients compare it with the one they sent
-    name_of_model = served_name() if body.model is None else body.model
 
     def items(start: int, stop: int) -> list[dict[str, Any]]:
         vectors = encode_vectors(result.rows[start:stop], options)
@@ -122,14 +125,8 @@ def embeddings() -> Response:
         len(texts),
         name="data",
         before={"object": "list"},
-        after={"model": name_of_model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}},
+        after={"model": served_name(body.model), "usage": {"prompt_tokens": tokens, "total_tokens": tokens}},
     )
-
-
-def _of_strings(data: bytes) -> tuple[list[str], Any]:
-    """Return the texts of a body, and the decoded body."""
-    body = decode(data, Input[str | TextList], RULES, INPUT)
-    return [body.input] if isinstance(body.input, str) else body.input, body
 
 
 def _of_ids(data: bytes, raw: Raw) -> tuple[list[str], Any]:
@@ -146,7 +143,7 @@ def _of_ids(data: bytes, raw: Raw) -> tuple[list[str], Any]:
             text = table.decode(row, left, runner.pause)
         except UnknownToken as error:
             place = f"input[{index}][{error.index}]" if token_ids.LISTS.match(raw) else f"input[{error.index}]"
-            raise InvalidRequest(NOT_AN_ID.sentence.format(place=place, value=row[error.index]), "input") from None
+            raise wrong_value(NOT_AN_ID, place, row[error.index]) from None
         except OverLimit:
             raise TooLarge(
                 f"input has token ids for more than {limit} bytes of text (MAX_BODY_BYTES): send fewer at once.",
@@ -167,7 +164,7 @@ def _options(body: Any) -> Options:
         ("truncate_prompt_tokens", cut is None or cut == -1 or cut >= limit),
     ):
         if not is_possible:
-            raise InvalidRequest(RULES[name].sentence.format(value=quoted(getattr(body, name))), name)
+            raise wrong_value(RULES[name], name, getattr(body, name))
     if body.truncate is None:
         body.truncate = body.truncation
     elif isinstance(body.truncate, str):
@@ -176,7 +173,7 @@ def _options(body: Any) -> Options:
     if body.embedding_type in ("float", "base64"):
         body.encoding_format = body.encoding_format or body.embedding_type
     small = body.output_dtype or body.embedding_type
-    if small in DTYPES:
+    if small in SMALL_DTYPES:
         body.dtype = body.dtype or small
     if body.normalize is None:
         body.normalize = body.use_activation

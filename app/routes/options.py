@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 import orjson
 from msgspec import Meta, Struct
 
-from app.engine.dtypes import DTYPES, WITH_RANGE
+from app.engine.dtypes import DTYPES, WITH_RANGE, Dtype
 from app.engine.embeddings import Embeddings
 from app.errors import InvalidRequest, InvalidText
 from app.routes import context, encoder, manifest
 from app.routes.body import decode
-from app.routes.body_errors import Rule, quoted
+from app.routes.body_errors import Rule, quoted, wrong_value
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class OptionFields(Struct, kw_only=True):
     prompt: Prompt | None = None
     truncate: bool | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dtype: Literal["float32", "int8", "uint8", "binary", "ubinary"] | None = None
+    dtype: Dtype | None = None
 
 
 # Each is a query parameter or a field of the body.
@@ -79,10 +79,8 @@ def resolve_options(body: OptionFields, defaults: Options = Options(), query: Op
             raise InvalidRequest(
                 f"{name} is {quoted(values[name])} in the query and {quoted(value)} in the body: give it once.", name
             )
-    dimension = encoder().dimension
-    if values.get("dimensions", 1) > dimension:
-        sentence = RULES["dimensions"].sentence.format(value=values["dimensions"], dimension=dimension)
-        raise InvalidRequest(sentence, "dimensions")
+    if values.get("dimensions", 1) > encoder().dimension:
+        raise wrong_value(RULES["dimensions"], "dimensions", values["dimensions"])
     if values.get("dtype") in WITH_RANGE:
         values["int8_range"] = manifest().int8_range
         if values["int8_range"] is None:
@@ -113,6 +111,11 @@ def parse_option(name: str, text: str) -> Any:
     if name == "dimensions" and text.isascii() and text.isdigit() and len(text) < 10:
         return int(text)
     return text
+
+
+def one_or_many(texts: str | list[str], name: str) -> tuple[list[str], Callable[[int], str]]:
+    """Return the texts of a field that is one text or a list, and the function index -> name of that text."""
+    return ([texts], lambda index: name) if isinstance(texts, str) else (texts, f"{name}[{{}}]".format)
 
 
 def encode(texts: Sequence[str], options: Options, name: Callable[[int], str]) -> Embeddings:

@@ -8,7 +8,7 @@ PROMPT_NAMES = {
     "query": ("query", "search_query", "retrieval.query"),
     "document": ("document", "passage", "corpus", "search_document", "retrieval.passage"),
 }
-# What clients of other servers call the role.
+# Names that clients of other servers have for the role.
 ROLES = {
     **dict.fromkeys(("query", "search_query", "retrieval.query", "retrieval_query"), "query"),
     **dict.fromkeys(("document", "passage", "search_document", "retrieval.passage", "retrieval_document"), "document"),

@@ -11,15 +11,14 @@ from flask import Blueprint, Response
 from msgspec import Raw, Struct
 
 from app.context import RequestContext
-from app.engine.embeddings import Vector
 from app.engine.tokenizer import Spans
 from app.errors import EmptyList, TextTooLong, TooLarge
 from app.routes import VERSION, context, encoder, manifest, served_name, settings, token_ids
 from app.routes.body import ListField, TextList, decode, fields, json_data
-from app.routes.body_errors import Rule, Rules, text_rules
+from app.routes.body_errors import NOT_AN_OBJECT, Rule, Rules, text_rules
 from app.routes.options import FLAG
 from app.routes.options import RULES as OPTION_RULES
-from app.routes.options import OptionFields, Options, encode, encode_ids, resolve_options
+from app.routes.options import OptionFields, Options, encode, encode_ids, one_or_many, resolve_options
 from app.routes.rendering import dumps, json_response, list_response, parts_response
 from app.routes.vectors import encode_vectors, shape_vectors
 
@@ -92,7 +91,7 @@ SIMILARITY_RULES = {
     **text_rules("inputs.sentences"),
     "inputs": Rule('{place} is {kind}; it must be {{"source_sentence": "…", "sentences": ["…"]}}.'),
     "inputs.source_sentence": Rule("{place} is {kind}; it must be a string.", "inputs"),
-    "parameters": Rule("{place} is {kind}; it must be an object."),
+    "parameters": NOT_AN_OBJECT,
     **{f"parameters.{name}": rule for name, rule in PARAMETER_RULES.items()},
 }
 DECODE_RULES = {
@@ -129,9 +128,10 @@ def embed(data: bytes, inputs: Raw, query: OptionFields | None = None) -> Respon
         options = resolve_options(body, defaults, query)
         result = encode_ids(rows, options).rows
     else:
-        texts = decode(data, Embed[str | TextList], TEXT_RULES, TEXTS)
-        options = resolve_options(texts, defaults, query)
-        result = _of_texts(texts.inputs, options)
+        body = decode(data, Embed[str | TextList], TEXT_RULES, TEXTS)
+        options = resolve_options(body, defaults, query)
+        texts, name = one_or_many(body.inputs, "inputs")
+        result = encode(texts, options, name).rows
     return list_response(lambda start, stop: encode_vectors(result[start:stop], options), len(result))
 
 
@@ -143,7 +143,7 @@ def similarity() -> Response:
 @blueprint.post("/tokenize")
 def tokenize() -> Response:
     body = decode(json_data(), Tokenize, TEXT_RULES, TEXTS)
-    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    texts, _ = one_or_many(body.inputs, "inputs")
     prompt = encoder().prompt(None, resolve_options(body).prompt_name)
     characters = sum(map(len, texts))
     if characters > MAX_TOKENIZED:
@@ -201,11 +201,6 @@ def info() -> Response:
 
 def _ids(data: bytes, ids: Raw, name: str, body_type: Any, rules: Rules) -> tuple[list[list[int]], Any]:
     return token_ids.decode_ids(data, ids, name, body_type, rules, ID, encoder().tokenizer.vocabulary_size)
-
-
-def _of_texts(inputs: str | list[str], options: Options) -> list[Vector]:
-    texts, name = ([inputs], "inputs") if isinstance(inputs, str) else (inputs, "inputs[{}]")
-    return encode(texts, options, name.format).rows
 
 
 def _similarities(data: bytes) -> Response:

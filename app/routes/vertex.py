@@ -8,16 +8,14 @@ Vertex AI names its own paths in AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE (app/set
 """
 
 from dataclasses import replace
-from typing import Any
 
 from flask import Blueprint, Flask, Response
 from msgspec import Struct
 
-from app.context import RequestContext
 from app.errors import InvalidRequest
-from app.routes import encoder, ops
+from app.routes import encoder, ops, plain_error
 from app.routes.body import ListField, decode, json_data
-from app.routes.body_errors import Rule
+from app.routes.body_errors import NOT_A_STRING, NOT_AN_OBJECT, Rule
 from app.routes.options import RULES as OPTION_RULES
 from app.routes.options import OptionFields, Options, encode, resolve_options
 from app.routes.prompts import prompt_name_for
@@ -31,6 +29,7 @@ SUFFIX = ":predict"
 TEXT_FIELDS = ("text", "content", "inputs", "input")
 
 blueprint = Blueprint("vertex", __name__)
+error_fields = plain_error
 
 
 class Instance(Struct):
@@ -57,20 +56,14 @@ class Instances(Struct):
 
 
 INSTANCES = ListField("instances", str | Instance)
-STRING = Rule("{place} is {kind}; it must be a string.")
 RULES = {
     "instances": Rule("{place} is {kind}; it must be a list of texts."),
     "instances[]": Rule('{place} is {kind}; it must be a string, or an object like {{"text": "…"}}.'),
-    **{f"instances[].{name}": STRING for name in (*TEXT_FIELDS, "task_type")},
-    "parameters": Rule("{place} is {kind}; it must be an object."),
+    **{f"instances[].{name}": NOT_A_STRING for name in (*TEXT_FIELDS, "task_type")},
+    "parameters": NOT_AN_OBJECT,
     **{f"parameters.{name}": rule for name, rule in OPTION_RULES.items()},
-    "parameters.task_type": STRING,
+    "parameters.task_type": NOT_A_STRING,
 }
-
-
-def error_fields(request: RequestContext, status: int, message: str) -> dict[str, Any]:
-    """Return the sentence as error, as KServe does."""
-    return {"error": message}
 
 
 def add_routes(app: Flask, settings: Settings) -> None:
@@ -92,10 +85,9 @@ def predict(model: str = "") -> Response:
         text, kind = (instance, None) if isinstance(instance, str) else _of_object(instance, index)
         prompt = options.prompt, options.prompt_name or prompt_name_for(kind or parameters.task_type)
         texts.append(encoder().prompt(*prompt) + text)
-    # the prompts are in the texts
-    complete = replace(options, prompt="", prompt_name=None)
     if not texts:
         return json_response({"predictions": []})
+    complete = replace(options, prompt="", prompt_name=None)  # the prompts are in the texts
     rows = encode(texts, complete, "instances[{}]".format).rows
     return list_response(lambda start, stop: encode_vectors(rows[start:stop], complete), len(texts), name="predictions")
 

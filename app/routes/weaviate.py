@@ -6,16 +6,13 @@ https://github.com/weaviate/t2v-transformers-models
 Weaviate asks /.well-known/live and /.well-known/ready for its health, see app/paths.py.
 """
 
-from typing import Any
-
 from flask import Blueprint, Response
 from msgspec import Struct
 
-from app.context import RequestContext
 from app.errors import InvalidRequest
-from app.routes import encoder, manifest, served_name
+from app.routes import encoder, manifest, plain_error, served_name
 from app.routes.body import ListField, decode, json_data
-from app.routes.body_errors import Rule, text_rules
+from app.routes.body_errors import NOT_A_STRING, NOT_AN_OBJECT, text_rules
 from app.routes.options import RULES as OPTION_RULES
 from app.routes.options import Dimensions, OptionFields, Options, encode, resolve_options
 from app.routes.prompts import prompt_name_for
@@ -23,6 +20,7 @@ from app.routes.rendering import json_response, list_response
 from app.routes.vectors import encode_vectors
 
 blueprint = Blueprint("weaviate", __name__)
+error_fields = plain_error
 
 
 class Config(Struct):
@@ -41,19 +39,13 @@ class Vectors(Struct):
 
 
 TEXTS = ListField("texts", str)
-STRING = Rule("{place} is {kind}; it must be a string.")
 RULES = {
     **text_rules("texts"),
-    "text": STRING,
-    "config": Rule("{place} is {kind}; it must be an object."),
-    "config.task_type": STRING,
+    "text": NOT_A_STRING,
+    "config": NOT_AN_OBJECT,
+    "config.task_type": NOT_A_STRING,
     "config.dimensions": OPTION_RULES["dimensions"],
 }
-
-
-def error_fields(request: RequestContext, status: int, message: str) -> dict[str, Any]:
-    """Return the sentence as error, which Weaviate shows."""
-    return {"error": message}
 
 
 @blueprint.post("/vectors")

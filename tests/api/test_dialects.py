@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from app import create_app
 from app.engine.encoder import Encoder
 from app.settings import Settings
+from tests.support.app import post
 from tests.support.tiny_model import PROMPTS
 
 Vectors = NDArray[np.float32]
@@ -22,12 +23,6 @@ Vectors = NDArray[np.float32]
 @pytest.fixture(scope="module")
 def client(tiny_model: Path, tiny_encoder: Encoder) -> FlaskClient:
     return create_app(Settings(model_dir=tiny_model, max_length=64), tiny_encoder).test_client()
-
-
-def post(client: FlaskClient, path: str, body: Any) -> Any:
-    answer = client.post(path, json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.get_json()
 
 
 def native(client: FlaskClient, texts: list[str], **options: Any) -> Vectors:

@@ -32,7 +32,7 @@ def expected(client: FlaskClient, encoder: Encoder, dtype: str, dimensions: int 
     range_ = encoder.model_folder.manifest.int8_range
     assert range_
     ranges = np.repeat(np.array(range_, np.float32)[:, None], unit.shape[1], axis=1)
-    return quantize_embeddings(unit, dtype, ranges=ranges)  # type: ignore[arg-type]
+    return quantize_embeddings(unit, dtype, ranges=ranges)  # type: ignore[arg-type]  # it has the names as literals
 
 
 @pytest.mark.parametrize("dtype", SMALL)
@@ -118,7 +118,7 @@ def test_any_vector(vector: list[float], step: float, dtype: str) -> None:
     array = np.array([vector], np.float32)
     range_ = (-128.5 * step, 126.5 * step)
     ranges = np.repeat(np.array(range_, np.float32)[:, None], len(vector), axis=1)
-    right = quantize_embeddings(array, dtype, ranges=ranges)  # type: ignore[arg-type]
+    right = quantize_embeddings(array, dtype, ranges=ranges)  # type: ignore[arg-type]  # it has the names as literals
     assert np.array_equal(quantize(array, dtype, range_), right)
 
 

@@ -10,13 +10,7 @@ from app import create_app
 from app.engine.encoder import Encoder
 from app.errors import BootError
 from app.settings import Settings
-from tests.support.app import app_client, vectors
-
-
-def post(client: FlaskClient, path: str, body: Any) -> Any:
-    answer = client.post(path, json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.get_json()
+from tests.support.app import app_client, post, vectors
 
 
 def test_ollama(client: FlaskClient) -> None:

@@ -1,4 +1,4 @@
-"""What clients of other servers send: other paths, fields and names, broken Unicode, no Content-Type."""
+"""Requests of other servers' clients: other paths, fields and names, broken Unicode, no Content-Type."""
 
 import json
 from pathlib import Path

@@ -26,25 +26,25 @@ def stay_here(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def langchain_openai(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
-    from langchain_openai import OpenAIEmbeddings  # type: ignore[import-not-found]
+    from langchain_openai import OpenAIEmbeddings
 
     return langchain(OpenAIEmbeddings(**options), texts)
 
 
 def langchain_huggingface(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
-    from langchain_huggingface import HuggingFaceEndpointEmbeddings  # type: ignore[import-not-found]
+    from langchain_huggingface import HuggingFaceEndpointEmbeddings
 
     return langchain(HuggingFaceEndpointEmbeddings(**options), texts)
 
 
 def langchain_ollama(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
-    from langchain_ollama import OllamaEmbeddings  # type: ignore[import-not-found]
+    from langchain_ollama import OllamaEmbeddings
 
     return langchain(OllamaEmbeddings(**options), texts)
 
 
 def ollama(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
-    from ollama import AsyncClient, Client  # type: ignore[import-not-found]
+    from ollama import AsyncClient, Client
 
     model, host = options.pop("model"), options.pop("host")
     client = Client(host=host)
@@ -57,7 +57,7 @@ def ollama(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
 
 
 def cohere(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
-    from cohere import AsyncClientV2, ClientV2  # type: ignore[import-not-found]
+    from cohere import AsyncClientV2, ClientV2
 
     server, types = options.pop("server"), options["embedding_types"]
     options |= {"texts": texts, "model": "embed-v4.0"}

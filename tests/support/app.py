@@ -15,8 +15,13 @@ def app_client(model: Path, encoder: Encoder, **settings: Any) -> FlaskClient:
     return create_app(Settings(model_dir=model, max_length=64, **settings), encoder).test_client()
 
 
+def post(client: FlaskClient, path: str, body: Any) -> Any:
+    """Return the JSON of an answer with status 200."""
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.get_json()
+
+
 def vectors(client: FlaskClient, texts: list[str], **options: Any) -> Any:
     """Return the vectors of POST /embed, of length 1 unless the options say otherwise."""
-    answer = client.post("/embed", json={"texts": texts, "normalize": True, **options})
-    assert answer.status_code == 200, answer.text
-    return answer.get_json()["vectors"]
+    return post(client, "/embed", {"texts": texts, "normalize": True, **options})["vectors"]
