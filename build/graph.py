@@ -1,11 +1,12 @@
-"""The one-text graph of model_int8.onnx, written node by node from FP32 weights and quantized linear layers.
+"""The graph of model_int8.onnx, written node by node from FP32 weights and quantized linear layers.
 
 The graph is written, not transformed: every node has a reason, the same input gives the same bytes, and each layer can
 have its own form. docs/quantization.md lists the forms that were tried and the cost of each node.
 
-Softmax is not used: ONNX Runtime's adds its terms in another order with AVX-512 than with AVX2. Every operator used
-here gives the same bits with both, and the integer sums do not overflow with either (see build/gptq.py). So a text's
-vector is the same, bit for bit, on every x86-64 CPU with AVX2.
+It takes texts of equal length, so it needs neither padding nor a mask. A text's vector does not depend on the others,
+bit for bit: each operator used here computes a row, or a text, in an order of its own, and the scales of the
+activations are constants. It is also the same on every x86-64 CPU with AVX2: Softmax is not used, since ONNX Runtime's
+adds its terms in another order with AVX-512 than with AVX2, and the integer sums do not overflow (see build/gptq.py).
 """
 
 from collections.abc import Mapping
@@ -43,7 +44,8 @@ class QuantizedLinear:
     weight: (inputs, outputs) int8. scale: (outputs,) float32. bias: (outputs,).
     smooth: (inputs,), 0 for the outliers; None: all 1. outliers: (k,) int64, channels computed in FP32.
     rotation: length of the blocks of inputs rotated by a Hadamard matrix; 1: no rotation.
-    per_token: q uses a scale for each token instead of one for the text.
+    per_token: each token is divided by its largest value before q, and multiplied by it afterwards.
+    step, zero: constants of q(x) = round(x / step) + zero, limited to 0 to 255.
     """
 
     weight: NDArray[np.int8]
@@ -52,8 +54,10 @@ class QuantizedLinear:
     smooth: Floats | None
     outliers: NDArray[np.int64]
     outlier_weight: Floats
-    rotation: int = 1
-    per_token: bool = False
+    rotation: int
+    per_token: bool
+    step: float
+    zero: int
 
 
 @dataclass(frozen=True)
@@ -162,10 +166,10 @@ def write(
     metadata: Mapping[str, str] | None = None,
     show_inputs: bool = False,
 ) -> onnx.ModelProto:
-    """Return the graph `input_ids (seq,) int64` -> `embedding (hidden,) float32`.
+    """Return the graph `input_ids (texts, seq) int64` -> `embedding (texts, hidden) float32`.
 
     table: INT8, or FP32 to measure the linear layers alone. linears: by name, each INT8 or FP32.
-    show_inputs: add each linear layer's input, (seq, inputs), as an output named like the layer.
+    show_inputs: add each linear layer's input, (texts * seq, inputs), as an output named like the layer.
     """
     graph = _Graph(network)
     graph.embed(table)
@@ -174,16 +178,16 @@ def write(
         for name, tensor in graph.layer(f"layers.{index}", linears):
             inputs[name] = tensor
     graph.pool()
-    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [network.hidden])]
+    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["texts", network.hidden])]
     if show_inputs:
         for name, tensor in inputs.items():
             graph.node("Identity", [tensor], name)
-            outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["seq", None]))
+            outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["tokens", None]))
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
-            "one-text",
-            [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["seq"])],
+            "texts of equal length",
+            [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["texts", "seq"])],
             outputs,
             [numpy_helper.from_array(array, name) for name, array in graph.tensors.items()],
         ),
@@ -205,7 +209,10 @@ def hadamard(length: int) -> Floats:
 
 
 class _Graph:
-    """Graph under construction: its nodes and tensors. x: name of the hidden states' tensor, (seq, hidden)."""
+    """Graph under construction: its nodes and tensors.
+
+    x: name of the hidden states' tensor, (tokens, hidden), the tokens of all texts one after the other.
+    """
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -232,11 +239,23 @@ class _Graph:
             self.node("Mul", ["word_floats", step], "word_rows")
         else:
             self.node("Gather", [self.constant("words", table), "input_ids"], "word_rows")
-        self.constant("positions", self.network.positions)
-        self.constant("first", np.array([0]))  # axis of the tokens, and start of the positions
-        self.node("Shape", ["input_ids"], "length")
+        network = self.network
+        self.constant("positions", network.positions)
+        self.constant("first", np.array([0]))  # start of a text, and axis of the positions
+        self.constant("any", np.array([-1]))
+        self.node("Shape", ["input_ids"], "length", start=1)
         self.node("Slice", ["positions", "first", "length", "first"], "position_rows")
-        self.node("Add", ["word_rows", "position_rows"], "rows")
+        self.node("Add", ["word_rows", "position_rows"], "embedded")  # (texts, seq, hidden)
+        self.constant("rows_shape", np.array([-1, network.hidden]))
+        self.node("Reshape", ["embedded", "rows_shape"], "rows")
+        self.constant("one", np.array([1]))
+        self.constant("heads", np.array([network.heads]))
+        self.node("Shape", ["input_ids"], "texts", end=1)
+        self.node("Concat", ["one", "texts", "heads", "length", "one"], "total_shape", axis=0)
+        value = numpy_helper.from_array(np.ones(1, np.float32))
+        self.node("ConstantOfShape", ["total_shape"], "ones_of_heads", value=value)  # (1, texts, heads, seq, 1)
+        self.constant("heads_shape", np.array([3, network.heads, network.head_dim]))
+        self.node("Concat", ["any", "length", "heads_shape"], "qkv_shape", axis=0)
         self.norm("rows", "embedding_norm")
 
     def norm(self, tensor: str, name: str) -> None:
@@ -261,25 +280,22 @@ class _Graph:
         return inputs
 
     def attend(self, name: str, qkv: str) -> str:
-        """Add softmax(Q K^T) V: (seq, 3 x hidden) -> (seq, hidden). Q's weights include 1/sqrt(head dimension)."""
-        network = self.network
-        self.constant("qkv_shape", np.array([-1, 3, network.heads, network.head_dim]))
-        self.constant("context_shape", np.array([-1, network.hidden]))
+        """Add softmax(Q K^T) V: (tokens, 3 x hidden) -> (tokens, hidden). Q's weights hold 1/sqrt(head dimension)."""
         self.constant("thirds", np.array([1, 1, 1]))
-        self.constant("last", np.array([-1]))
         split = self.node("Reshape", [qkv, "qkv_shape"], f"{name}.split")
-        split = self.node("Transpose", [split], f"{name}.heads", perm=[1, 2, 0, 3])  # (3, heads, seq, head_dim)
+        # (3, texts, heads, seq, head_dim)
+        split = self.node("Transpose", [split], f"{name}.heads", perm=[2, 0, 3, 1, 4])
         q, k, v = f"{name}.q", f"{name}.k", f"{name}.v"
         self.nodes.append(helper.make_node("Split", [split, "thirds"], [q, k, v], name=q, axis=0))
         scores = self.node("FusedMatMul", [q, k], f"{name}.scores", MICROSOFT, transB=1)
-        # softmax from operators whose bits do not depend on the CPU
+        # Softmax from operators whose bits depend neither on the CPU nor on the place in memory, as ReduceSum's do.
         highest = self.node("ReduceMax", [scores], f"{name}.highest", axes=[-1], keepdims=1)
         powers = self.node("Exp", [self.node("Sub", [scores, highest], f"{name}.shifted")], f"{name}.powers")
-        total = self.node("ReduceSum", [powers, "last"], f"{name}.total", keepdims=1)
+        total = self.node("MatMul", [powers, "ones_of_heads"], f"{name}.total")
         weights = self.node("Div", [powers, total], f"{name}.weights")
-        context = self.node("MatMul", [weights, v], f"{name}.context")  # (1, heads, seq, head_dim)
-        context = self.node("Transpose", [context], f"{name}.joined", perm=[2, 0, 1, 3])
-        return self.node("Reshape", [context, "context_shape"], f"{name}.flat")
+        context = self.node("MatMul", [weights, v], f"{name}.context")  # (1, texts, heads, seq, head_dim)
+        context = self.node("Transpose", [context], f"{name}.joined", perm=[0, 1, 3, 2, 4])
+        return self.node("Reshape", [context, "rows_shape"], f"{name}.flat")
 
     def linear(self, name: str, x: str, linear: Linear | QuantizedLinear) -> str:
         bias = self.constant(f"{name}.bias", linear.bias)
@@ -290,10 +306,6 @@ class _Graph:
         codes = x
         if linear.smooth is not None:
             codes = self.node("Mul", [x, self.constant(f"{name}.smooth", linear.smooth)], f"{name}.smoothed")
-        if linear.per_token:
-            size = self.node("Abs", [codes], f"{name}.size")
-            largest = self.node("ReduceMax", [size], f"{name}.largest", axes=[1], keepdims=1)
-            codes = self.node("Div", [codes, largest], f"{name}.per_token")
         if linear.rotation > 1:
             matrix = self.constant(f"hadamard_{linear.rotation}", hadamard(linear.rotation))
             blocks = self.constant(f"blocks_{linear.rotation}", np.array([-1, linear.rotation]))
@@ -301,13 +313,20 @@ class _Graph:
             codes = self.node("Reshape", [codes, blocks], f"{name}.blocks")
             codes = self.node("MatMul", [codes, matrix], f"{name}.rotated")
             codes = self.node("Reshape", [codes, inputs], f"{name}.whole")
-        quantized = [codes, weight, scale]
         if linear.per_token:
-            y = self.node("DynamicQuantizeMatMul", quantized, f"{name}.scaled", MICROSOFT)
+            size = self.node("Abs", [codes], f"{name}.size")
+            largest = self.node("ReduceMax", [size], f"{name}.largest", axes=[1], keepdims=1)
+            codes = self.node("Div", [codes, largest], f"{name}.per_token")
+        step = self.constant(f"{name}.step", np.array(linear.step, np.float32))
+        zero = self.constant(f"{name}.zero", np.array(linear.zero, np.uint8))
+        codes = self.node("QuantizeLinear", [codes, step, zero], f"{name}.codes")
+        product = [codes, weight, step, scale, zero, ""]
+        if linear.per_token:
+            y = self.node("MatMulIntegerToFloat", product, f"{name}.scaled", MICROSOFT)
             y = self.node("Mul", [y, largest], f"{name}.unscaled")
             y = self.node("Add", [y, bias], f"{name}.y")
         else:
-            y = self.node("DynamicQuantizeMatMul", [*quantized, "", bias], f"{name}.y", MICROSOFT)
+            y = self.node("MatMulIntegerToFloat", [*product, bias], f"{name}.y", MICROSOFT)
         if len(linear.outliers):
             columns = self.constant(f"{name}.outliers", linear.outliers)
             largest_columns = self.node("Gather", [x, columns], f"{name}.outlier_inputs", axis=1)
@@ -318,12 +337,24 @@ class _Graph:
     def pool(self) -> None:
         pooling, normalize = self.network.pooling, self.network.normalize
         output = "pooled" if normalize else "embedding"
+        self.constant("hidden", np.array([self.network.hidden]))
+        self.node("Concat", ["any", "length", "hidden"], "states_shape", axis=0)
+        self.node("Reshape", [self.x, "states_shape"], "states")  # (texts, seq, hidden)
+        self.constant("cls", np.array(0))
         if pooling == "mean":
-            self.node("ReduceMean", [self.x], output, axes=[0], keepdims=0)
+            # A product adds up the tokens of one text and of several in the same order, ReduceMean does not. With one
+            # row instead of two, ONNX Runtime would take another kernel for one text.
+            self.constant("ones", np.ones((2, len(self.network.positions)), np.float32))
+            self.constant("second", np.array([1]))
+            self.node("Slice", ["ones", "first", "length", "second"], "ones_of_text")
+            self.node("MatMul", ["ones_of_text", "states"], "sums")
+            self.node("Gather", ["sums", "cls"], "sum", axis=1)
+            self.node("Cast", ["length"], "tokens", to=TensorProto.FLOAT)
+            self.node("Div", ["sum", "tokens"], output)
         else:
-            self.node("Gather", [self.x, self.constant("cls", np.array(0))], output, axis=0)
+            self.node("Gather", ["states", "cls"], output, axis=1)
         if normalize:
             # as torch.nn.functional.normalize, also for a vector of zeros
-            length = self.node("ReduceL2", ["pooled"], "norm", keepdims=1)
+            length = self.node("ReduceL2", ["pooled"], "norm", axes=[1], keepdims=1)
             limit = self.constant("least_norm", np.array(1e-12, np.float32))
             self.node("Div", ["pooled", self.node("Max", [length, limit], "divisor")], "embedding")

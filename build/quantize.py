@@ -1,7 +1,8 @@
-"""model_fp32.onnx -> model_int8.onnx: INT8 weights, activations quantized at run time.
+"""model_fp32.onnx -> model_int8.onnx: INT8 weights and activations.
 
 The error of INT8 comes from the activations: a few channels are 10 to 50 times the others, and one scale for all of
-them wastes most of its 256 steps. Each linear layer gets the cheapest form with which the whole model's vectors stay
+them wastes most of its 256 steps. The scales are constants, from the calibration texts, so that a text's vector does
+not depend on the texts beside it. Each linear layer gets the cheapest form with which the whole model's vectors stay
 near those of FP32:
 
 - smoothed (SmoothQuant, arXiv 2211.10438): channels divided by s, the weight's rows multiplied;
@@ -75,7 +76,8 @@ def quantize(out: Path, effort: str = "default") -> str:
     ids = token_ids(out / TOKENIZER, network, [text for lines in calibration().values() for text in lines])
     evaluator = Evaluator(network, ids if effort == "best" else ids[::SEARCH_EVERY])
     table, table_name = choose_table(evaluator)
-    network, inputs = fold_smoothing(network, measure_inputs(network, ids))
+    network = fold_smoothing(network, measure_inputs(network, ids))
+    inputs = measure_inputs(network, ids)
     choice = Search(network, inputs, table.rows(evaluator.words), evaluator).run(effort)
     recipe = _recipe(choice.linears, table_name)
     metadata = {

@@ -1,5 +1,6 @@
 """Quantization of one linear layer in a given form, from the statistics of its inputs on the calibration texts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,19 +17,31 @@ from build.graph import Floats, Linear, Network, QuantizedLinear
 ROTATION = 32
 # Largest share of a layer's input channels that are outliers.
 MAX_OUTLIERS = 1 / 8
+# Tokens of each calibration text in the sample from which the range of the activations is chosen.
+SAMPLED_TOKENS = 8
+# Share of the tokens that a constant scale clips at either end: the steps of all others are finer.
+TOKENS_CLIPPED = 0.005
 
 Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """Statistics of a linear layer's inputs x over the calibration texts, each text with the same weight.
+    """Statistics of a linear layer's inputs x over the calibration texts.
 
-    peaks: (inputs,) largest |x|, before smoothing and rotation. moments: (inputs, inputs) mean of x^T x.
+    low, high: (inputs,) least and largest x. moments: (inputs, inputs) mean of x^T x, each text with the same weight.
+    sample: (rows, inputs) the x of some tokens of each text.
     """
 
-    peaks: Floats
+    low: Floats
+    high: Floats
     moments: Floats
+    sample: Floats
+
+    @property
+    def peaks(self) -> Floats:
+        """Largest |x| of each input, (inputs,)."""
+        return np.maximum(-self.low, self.high)
 
 
 def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
@@ -44,21 +57,28 @@ def measure_inputs(network: Network, ids: list[Ids]) -> dict[str, InputStatistic
     session = open_session(graph.write(network, network.words[words], network.linears, show_inputs=True))
     names = [output.name for output in session.get_outputs()][1:]
     sizes = {name: len(network.linears[name].weight) for name in names}
-    peaks = {name: np.zeros(size, np.float32) for name, size in sizes.items()}
+    low = {name: np.full(size, np.inf, np.float32) for name, size in sizes.items()}
+    high = {name: np.full(size, -np.inf, np.float32) for name, size in sizes.items()}
     moments = {name: np.zeros((size, size), np.float32) for name, size in sizes.items()}
+    samples: dict[str, list[Floats]] = {name: [] for name in names}
     for item in np.split(inverse.astype(np.int64), np.cumsum([len(item) for item in ids])[:-1]):
-        for name, x in zip(names, session.run(names, {"input_ids": item}), strict=True):
-            peaks[name] = np.maximum(peaks[name], np.abs(x).max(0))
+        for name, x in zip(names, session.run(names, {"input_ids": item[None]}), strict=True):
+            low[name], high[name] = np.minimum(low[name], x.min(0)), np.maximum(high[name], x.max(0))
             moments[name] += x.T @ x / len(x)
-    return {name: InputStatistics(peaks[name], moments[name] / np.float32(len(ids))) for name in names}
+            samples[name].append(x[np.linspace(0, len(x) - 1, SAMPLED_TOKENS).astype(int)])
+    count = np.float32(len(ids))
+    return {
+        name: InputStatistics(low[name], high[name], moments[name] / count, np.concatenate(samples[name]))
+        for name in names
+    }
 
 
-def fold_smoothing(network: Network, inputs: dict[str, InputStatistics]) -> tuple[Network, dict[str, InputStatistics]]:
+def fold_smoothing(network: Network, inputs: Mapping[str, InputStatistics]) -> Network:
     """Smooth and rotate each attention_out's input within V's weights, at no cost at run time.
 
     Attention takes weighted means of V's rows, so a change of V's columns changes its output's columns alike.
     """
-    linears, statistics = dict(network.linears), dict(inputs)
+    linears = dict(network.linears)
     block = rotation_length(network.head_dim)
     for index in range(network.layers):
         qkv, out = f"layers.{index}.qkv", f"layers.{index}.attention_out"
@@ -69,22 +89,16 @@ def fold_smoothing(network: Network, inputs: dict[str, InputStatistics]) -> tupl
         linears[qkv] = Linear(weight, bias)
         rotated_out = _rotate((linears[out].weight * divisor[:, None]).T, block).T
         linears[out] = Linear(np.ascontiguousarray(rotated_out), linears[out].bias)
-        moments = inputs[out].moments / divisor[:, None] / divisor
-        statistics[out] = InputStatistics(inputs[out].peaks, _rotate(_rotate(moments, block).T, block))
-    return replace(network, linears=linears), statistics
+    return replace(network, linears=linears)
 
 
-def quantize_linear(
-    linear: Linear, inputs: InputStatistics, form: Form, smoothing: float, is_folded: bool
-) -> QuantizedLinear:
+def quantize_linear(linear: Linear, inputs: InputStatistics, form: Form, smoothing: float) -> QuantizedLinear:
     """Quantize a linear layer in a form.
 
-    smoothing: exponent of the smoothing. is_folded: fold_smoothing has smoothed and rotated the input already; the
-    peaks are then unknown and no outliers can be chosen.
+    smoothing: exponent of the smoothing, if the form is smoothed.
     """
-    assert not (is_folded and form.outliers)
     size = len(linear.weight)
-    divisor = np.ones(size, np.float32) if is_folded else _divisor(linear.weight, inputs.peaks, smoothing)
+    divisor = _divisor(linear.weight, inputs.peaks, smoothing) if form.smoothed else np.ones(size, np.float32)
     smooth = np.reciprocal(divisor)
     weight: Floats = linear.weight * divisor[:, None]
     # outliers: the channels that are still the largest, and those with the largest weights
@@ -97,16 +111,35 @@ def quantize_linear(
         weight = _rotate(weight.T, block).T
         moments = _rotate(_rotate(moments, block).T, block)
     codes, scale = quantize_weight(weight, moments)
+    step, zero = _activation_codes(inputs, form, smooth, block)
     return QuantizedLinear(
         weight=codes,
         scale=scale,
         bias=linear.bias,
-        smooth=None if is_folded else smooth,
+        smooth=smooth if form.smoothed else None,
         outliers=outliers.astype(np.int64),
         outlier_weight=linear.weight[outliers],
         rotation=block,
         per_token=form.per_token,
+        step=step,
+        zero=zero,
     )
+
+
+def _activation_codes(inputs: InputStatistics, form: Form, smooth: Floats, block: int) -> tuple[float, int]:
+    """Return step and zero point of the activations' 8-bit codes."""
+    if form.per_token:
+        return 1 / 127, 128
+    rows = _rotate(inputs.sample * smooth, block)
+    if not form.headroom:
+        low, high = np.quantile(rows.min(1), TOKENS_CLIPPED), np.quantile(rows.max(1), 1 - TOKENS_CLIPPED)
+    elif block > 1:
+        low, high = form.headroom * rows.min(), form.headroom * rows.max()
+    else:
+        low, high = form.headroom * (inputs.low * smooth).min(), form.headroom * (inputs.high * smooth).max()
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    step = max((high - low) / 255, 1e-12)
+    return step, round(-low / step)
 
 
 def rotation_length(size: int) -> int:
@@ -127,5 +160,7 @@ def _divisor(weight: Floats, peaks: Floats, smoothing: float) -> Floats:
 
 def _rotate(x: Floats, block: int) -> Floats:
     """Return (n, size) with each block of columns multiplied by the Hadamard matrix."""
+    if block == 1:
+        return x
     rotated: Floats = (x.reshape(-1, block) @ graph.hadamard(block)).reshape(x.shape)
     return rotated

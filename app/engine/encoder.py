@@ -10,7 +10,7 @@ import numpy as np
 from app.engine.cache import TextCache
 from app.engine.embeddings import Embeddings, Ids, Vector
 from app.engine.model_folder import ModelFolder
-from app.engine.runner import Runner, Threads
+from app.engine.runner import Runner, Threads, run_longest_first
 from app.engine.session import Session
 from app.engine.tokenizer import Tokenized, Tokenizer
 from app.errors import BootError, InvalidRequest, NotReady, TextTooLong
@@ -69,7 +69,7 @@ class Encoder:
         self.not_ready_reason: str | None = "The model is not open yet."
         self.tokenizer = tokenizer
         self._cache: TextCache[Cached] = TextCache(cache_size)
-        self.runner = Threads(self.compute, threads)
+        self.runner = Threads(self.compute, self.texts_per_run, threads)
         self._opening = threading.Lock()
         self._session: Session | None = None
 
@@ -121,9 +121,14 @@ class Encoder:
         )
 
     def compute(self, rows: Sequence[Ids]) -> list[Vector]:
-        """Compute rows of token ids in the calling thread; runners call this."""
+        """Compute rows of token ids of equal length in the calling thread; runners call this."""
         assert self._session is not None
         return self._session.compute(rows)
+
+    def texts_per_run(self, tokens: int) -> int:
+        """Return how many texts of so many tokens may be computed in one run."""
+        assert self._session is not None
+        return self._session.texts_per_run(tokens)
 
     def encode(
         self,
@@ -172,15 +177,14 @@ class Encoder:
             tokens.append(found.tokens)
         truncated = self._truncated(tokens, truncate)
         tokenized = time.monotonic()
-        # longest texts first, so that all threads finish at about the same time
-        order = sorted(missing, key=lambda text: -len(missing[text].ids))
+        order = list(missing)
 
         def keep(index: int, vector: Vector) -> None:
             text = order[index]
             entries[text] = entry = Cached(vector, missing[text].tokens)
             self._cache.put(text, entry)
 
-        runner.run_all([missing[text].ids for text in order], keep)
+        run_longest_first(runner, [missing[text].ids for text in order], keep)
         rows = [entries[text].vector for text in full]
         inference_seconds = time.monotonic() - tokenized
         return Embeddings(
@@ -211,7 +215,7 @@ class Encoder:
             runner.pause()
         truncated = self._truncated(lengths, truncate)
         vectors: dict[int, Vector] = {}
-        runner.run_all(cut, vectors.__setitem__)
+        run_longest_first(runner, cut, vectors.__setitem__)
         in_order = [vectors[index] for index in range(len(rows))]
         inference_seconds = time.monotonic() - began
         return Embeddings(in_order, self.dimension, lengths, truncated, 0.0, inference_seconds, runner.queue_seconds)

@@ -1,6 +1,6 @@
 """Runner: computes the rows (token ids) of several texts at once.
 
-Threads here is the plain one; app/server/scheduler.py has the server's.
+Threads here is the plain one; app/server/request_runner.py has the server's.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,8 +10,10 @@ from typing import Protocol, TypeVar
 from app.engine.embeddings import Ids, Vector
 
 T = TypeVar("T")
-# Function that computes rows of token ids, (seq,) int64 each, in one thread -> vectors, (dim,) float32, in order.
+# Function that computes rows of token ids, (seq,) int64 of equal length, in one run -> vectors, (dim,) float32.
 Compute = Callable[[Sequence[Ids]], list[Vector]]
+# Function that returns how many rows of so many tokens may be computed in one run.
+TextsPerRun = Callable[[int], int]
 
 
 class Runner(Protocol):
@@ -47,16 +49,33 @@ class Threads:
 
     queue_seconds = 0.0
 
-    def __init__(self, compute: Compute, count: int) -> None:
+    def __init__(self, compute: Compute, texts_per_run: TextsPerRun, count: int) -> None:
         self._compute = compute
+        self._texts_per_run = texts_per_run
         self._pool = ThreadPoolExecutor(count)
 
     def run_all(self, rows: Sequence[Ids], on_vector: Callable[[int, Vector], None]) -> None:
         if len(rows) == 1:
             on_vector(0, self._compute(rows)[0])
             return
-        for index, vectors in enumerate(self._pool.map(lambda row: self._compute([row]), rows)):
-            on_vector(index, vectors[0])
+        runs = self._runs(rows)
+
+        def compute(run: list[int]) -> list[Vector]:
+            return self._compute([rows[index] for index in run])
+
+        for indexes, vectors in zip(runs, self._pool.map(compute, runs), strict=True):
+            for index, vector in zip(indexes, vectors, strict=True):
+                on_vector(index, vector)
+
+    def _runs(self, rows: Sequence[Ids]) -> list[list[int]]:
+        """Return the indexes of the rows that are computed together."""
+        runs: list[list[int]] = []
+        for index, row in enumerate(rows):
+            if runs and len(row) == len(rows[runs[-1][0]]) and len(runs[-1]) < self._texts_per_run(len(row)):
+                runs[-1].append(index)
+            else:
+                runs.append([index])
+        return runs
 
     def offload(self, function: Callable[[], T]) -> T:
         return function()
@@ -69,3 +88,9 @@ class Threads:
 
     def texts_in_time(self, tokens: int) -> int | None:
         return None
+
+
+def run_longest_first(runner: Runner, rows: list[Ids], on_vector: Callable[[int, Vector], None]) -> None:
+    """Run all rows, the longest first: all threads finish at about the same time, and equal lengths come together."""
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    runner.run_all([rows[index] for index in order], lambda place, vector: on_vector(order[place], vector))

@@ -31,6 +31,23 @@ class Batch:
         self._error: BaseException | None = None
         self._ended = Event()
 
+    @property
+    def length(self) -> int:
+        """Number of tokens of the next row."""
+        return len(self.rows[self.started])
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is a row that has not started."""
+        return self.started < len(self.rows)
+
+    def start(self, most: int) -> range:
+        """Start the next row, and further ones of the same length, `most` in all. Return their indexes."""
+        first, length = self.started, self.length
+        while self.has_rows and self.length == length and self.started < first + most:
+            self.started += 1
+        return range(first, self.started)
+
     def check(self) -> None:
         """Raise the error that ends the request before its next row, if there is one."""
         if not self.started:

@@ -6,47 +6,45 @@ native threads.
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import gevent
 import numpy as np
 from gevent.lock import Semaphore
 
 from app.engine.embeddings import Ids, Vector
-from app.engine.runner import Compute
-from app.errors import ClientGone, DeadlineExceeded, ServiceError, ShuttingDown, TooLarge
+from app.engine.runner import Compute, TextsPerRun
+from app.errors import DeadlineExceeded, ServiceError, ShuttingDown
 from app.server.batch import Batch
-from app.server.hub import yield_to_hub
 from app.server.speed import Speed
 from app.server.threads import NativeThreads
 
-T = TypeVar("T")
-# Interval between checks for a disconnected client of a waiting request, seconds.
-DISCONNECT_CHECK_SECONDS = 0.2
 # Time without single-text requests after which large requests may queue one row more than there are CPUs, seconds. The
 # extra row makes batches of 32 texts 1.1 times as fast; always allowed, it would make a short text beside two large
 # requests take 1.8 times as long as alone instead of 1.45 times.
 QUIET_SECONDS = 0.1
-# Share of the deadline that the recommended largest request fills. Before the first long row, its time is estimated
-# from short ones: that gives 0.7 of the real time on a CPU with AMX, 0.8 with AVX2.
-MARGIN = 0.7
 
 
 class Scheduler:
     """Runs `compute` on the rows of many requests, about `capacity` rows at the same time.
 
     Requests are served in the order of their tickets. A large request (more than one row) draws a new ticket for each
-    row, so that a thousand texts do not delay one. The rows of large requests fill all CPUs, and one single row runs
-    beside them without waiting for a long row to end. The native threads may get one row more than there are CPUs, so
+    run, so that a thousand texts do not delay one. The rows of large requests fill all CPUs, and one single row runs
+    beside them without waiting for a long row to end. The native threads may get one run more than there are CPUs, so
     that no CPU idles while the hub is busy.
 
-    compute: computes a list of rows in a native thread. capacity: CPUs to use.
+    A run takes the next row and what waits beside it with the same length, as much as there is for each CPU. No row
+    waits for others to come.
+
+    compute: computes rows of equal length in a native thread. texts_per_run: how many of a length it takes at once.
+    capacity: CPUs to use.
     """
 
-    def __init__(self, compute: Compute, capacity: int, deadline_seconds: float) -> None:
+    def __init__(self, compute: Compute, texts_per_run: TextsPerRun, capacity: int, deadline_seconds: float) -> None:
         self._compute = compute
+        self._texts_per_run = texts_per_run
         self._capacity = capacity
         self.deadline_seconds = deadline_seconds
         self._single_threads = NativeThreads(capacity + 1)
@@ -60,10 +58,6 @@ class Scheduler:
         self._last_single = 0.0  # time of the last single-text request, seconds of time.monotonic()
         self._speed = Speed()
         self.end = float("inf")  # latest end of every deadline, seconds of time.monotonic()
-
-    def runner(self, arrived: float, is_gone: Callable[[], bool]) -> "RequestRunner":
-        """Return the runner of one request. arrived: seconds of time.monotonic(). is_gone: checks for a disconnect."""
-        return RequestRunner(self, arrived + self.deadline_seconds, is_gone)
 
     @property
     def running(self) -> int:
@@ -92,7 +86,7 @@ class Scheduler:
         lengths = [max(1, tokens // part) for part in (16, 4, 16, 8, 4)]
         for is_counted in (False, True):  # the first run of each length is slower
             for length in lengths:
-                _, _, seconds = self.offloaded.apply(partial(self._measured, np.zeros(length, np.int64)))
+                _, seconds = self.offloaded.apply(partial(self._measured, [np.zeros(length, np.int64)]))
                 if is_counted:
                     self._speed.add(length, seconds)
 
@@ -109,7 +103,7 @@ class Scheduler:
     def discard(self, batch: Batch) -> None:
         """Remove a request from the queue, if it is there."""
         queue = self._single if len(batch.rows) == 1 else self._large
-        if batch.started < len(batch.rows) and batch in queue:
+        if batch.has_rows and batch in queue:
             queue.remove(batch)
 
     def check_deadline(self, deadline: float, done: int, texts: int) -> None:
@@ -125,52 +119,71 @@ class Scheduler:
         return self._last_ticket
 
     def _dispatch(self) -> None:
-        while batch := self._pick():
-            index = batch.started
-            batch.started += 1
-            threads = self._large_threads if len(batch.rows) > 1 else self._single_threads
-            if batch.started < len(batch.rows):
-                batch.ticket = self._next_ticket()
-                self._large.append(batch)
-            threads.spawn(partial(self._measured, batch.rows[index]), partial(self._finish, batch, index))
+        while queue := self._next_queue():
+            if run := self._take_run(queue):
+                threads = self._single_threads if queue is self._single else self._large_threads
+                rows = [batch.rows[index] for batch, index in run]
+                threads.spawn(partial(self._measured, rows), partial(self._finish, run))
 
-    def _pick(self) -> Batch | None:
-        """Return the batch with the lowest ticket, if a native thread may get its next row."""
-        while True:
-            large = self._large_threads.running
-            busy = self._single_threads.running + min(large, self._capacity)
-            queues = []
-            if self._single and busy <= self._capacity + (not large and not self._large):
-                queues.append(self._single)
-            most_large = self._capacity + (time.monotonic() - self._last_single > QUIET_SECONDS)
-            if self._large and large < most_large and busy <= self._capacity:
-                queues.append(self._large)
-            if not queues:
-                return None
-            batch = min(queues, key=lambda queue: queue[0].ticket).popleft()
+    def _next_queue(self) -> deque[Batch] | None:
+        """Return the queue of the batch with the lowest ticket, if a native thread may get its next row."""
+        large = self._large_threads.running
+        busy = self._single_threads.running + min(large, self._capacity)
+        queues = []
+        if self._single and busy <= self._capacity + (not large and not self._large):
+            queues.append(self._single)
+        most_large = self._capacity + (time.monotonic() - self._last_single > QUIET_SECONDS)
+        if self._large and large < most_large and busy <= self._capacity:
+            queues.append(self._large)
+        return min(queues, key=lambda queue: queue[0].ticket) if queues else None
+
+    def _take_run(self, queue: deque[Batch]) -> list[tuple[Batch, int]]:
+        """Start the first batch's next row and others of the same length; return each with its index in its batch.
+
+        Batches whose request has ended are removed, which may leave nothing to run.
+        """
+        length = queue[0].length
+        waiting = sum(len(batch.rows) - batch.started for batch in queue)
+        most = min(self._texts_per_run(length), -(-waiting // self._capacity))
+        run: list[tuple[Batch, int]] = []
+        skipped, begun = [], []
+        while queue and len(run) < most:
+            batch = queue.popleft()
+            if batch.length != length:
+                skipped.append(batch)
+                continue
             try:
                 batch.check()
-                return batch
             except ServiceError as error:
                 batch.fail(error)
+                continue
+            run += ((batch, index) for index in batch.start(most - len(run)))
+            if batch.has_rows:
+                begun.append(batch)
+        queue.extendleft(reversed(skipped))
+        for batch in begun:
+            batch.ticket = self._next_ticket()
+            queue.append(batch)
+        return run
 
-    def _measured(self, row: Ids) -> tuple[Vector, int, float]:
-        """Compute one row in a native thread. Returns its vector, its token count and its CPU time, seconds."""
+    def _measured(self, rows: Sequence[Ids]) -> tuple[list[Vector], float]:
+        """Compute rows in a native thread. Returns their vectors, and the CPU time for each row, seconds."""
         began = time.thread_time()
-        vector = self._compute([row])[0]
-        return vector, len(row), time.thread_time() - began
+        vectors = self._compute(rows)
+        return vectors, (time.thread_time() - began) / len(rows)
 
-    def _finish(self, batch: Batch, index: int, value: Any, error: BaseException | None) -> None:
-        """Store the vector or the error of one row; called in the hub."""
-        try:
-            if error is not None:
-                raise error
-            vector, tokens, seconds = value
-            self._speed.add(tokens, seconds)
-            batch.finish(index, vector)
-        except Exception as raised:  # this request's error, not the scheduler's
-            self.discard(batch)
-            batch.fail(raised)
+    def _finish(self, run: Sequence[tuple[Batch, int]], value: Any, error: BaseException | None) -> None:
+        """Store the vectors or the error of a run; called in the hub."""
+        vectors, seconds = value if error is None else ([None] * len(run), 0.0)
+        for (batch, index), vector in zip(run, vectors, strict=True):
+            try:
+                if error is not None:
+                    raise error
+                self._speed.add(len(batch.rows[index]), seconds)
+                batch.finish(index, vector)
+            except Exception as raised:  # this request's error, not the scheduler's
+                self.discard(batch)
+                batch.fail(raised)
         self._dispatch()
 
     def expire(self) -> None:
@@ -178,74 +191,3 @@ class Scheduler:
         for batch in [*self._single, *self._large]:
             self.discard(batch)
             batch.fail(ShuttingDown(batch.done, len(batch.rows)))
-
-
-class RequestRunner:
-    """Runner of one request (interface: app/engine/runner.py). deadline: seconds of time.monotonic()."""
-
-    def __init__(self, scheduler: Scheduler, deadline: float, is_gone: Callable[[], bool]) -> None:
-        self.queue_seconds = 0.0
-        self.deadline = deadline
-        self._is_gone = is_gone
-        self._client_checked = time.monotonic()
-        self._scheduler = scheduler
-        self._is_preparing = False
-        self._is_small = True
-        self._texts = 0
-
-    def end(self) -> None:
-        """End the preparation: from now on only rows in the queue count as waiting."""
-        self._scheduler.preparing -= self._is_preparing
-        self._is_preparing = False
-
-    def run_all(self, rows: Sequence[Ids], on_vector: Callable[[int, Vector], None]) -> None:
-        if not rows:
-            return
-        self._check_size(rows)
-        batch = Batch(rows, on_vector, self._check)
-        self.end()
-        self._scheduler.submit(batch)
-        try:
-            if not batch.wait(max(0.0, self.deadline - time.monotonic())):
-                raise DeadlineExceeded(batch.done, len(rows))
-        finally:
-            self._scheduler.discard(batch)
-            self.queue_seconds = batch.queue_seconds
-
-    def offload(self, function: Callable[[], T]) -> T:
-        with self._scheduler.offload_turn:  # one request at a time, in order of arrival
-            self._check(0, self._texts)
-            return self._scheduler.offloaded.apply(function)
-
-    def pause(self) -> None:
-        yield_to_hub(self._is_small)
-        self._is_small = False
-
-    def check_deadline(self, texts: int) -> None:
-        if not self._is_preparing:  # first call: the request is complete and counts as waiting from now on
-            self._is_preparing = True
-            self._scheduler.preparing += 1
-        self._texts = texts
-        self._scheduler.check_deadline(self.deadline, 0, texts)
-
-    def texts_in_time(self, tokens: int) -> int | None:
-        seconds = self._scheduler.seconds(1, tokens)
-        return int(MARGIN * self._scheduler.deadline_seconds / seconds) if seconds else None
-
-    def _check_size(self, rows: Sequence[Ids]) -> None:
-        """Raise TooLarge if the rows cannot be computed before the deadline even on an otherwise idle server."""
-        tokens, limit = sum(map(len, rows)), self._scheduler.deadline_seconds
-        seconds = self._scheduler.seconds(len(rows), tokens)
-        if len(rows) > 1 and seconds > limit:
-            raise TooLarge(
-                f"{len(rows)} texts of {tokens} tokens take about {seconds:.0f} s here, over the limit of {limit:g} s "
-                f"(REQUEST_DEADLINE): send at most {max(1, int(MARGIN * len(rows) * limit / seconds))} at once."
-            )
-
-    def _check(self, done: int, texts: int) -> None:
-        """Raise ClientGone for a disconnected client (checked at intervals), or DeadlineExceeded."""
-        if (now := time.monotonic()) - self._client_checked > DISCONNECT_CHECK_SECONDS:
-            self._client_checked = now
-            if self._is_gone():
-                raise ClientGone("The client has left.")
-        self._scheduler.check_deadline(self.deadline, done, texts)

@@ -25,6 +25,7 @@ from app.server.access_log import AccessLog, LineWriter
 from app.server.connection import MAX_HEAD_BYTES, Connection
 from app.server.connections import Connections
 from app.server.open_files import MIN_CONNECTIONS, connections_allowed
+from app.server.request_runner import RequestRunner
 from app.server.scheduler import Scheduler
 
 # Time that a stopping worker keeps idle connections open, and that a closed connection is read on, seconds.
@@ -62,7 +63,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         metrics.start_worker(settings.capacity, settings.max_queue)
         self.settings = settings
         self.paths = {rule.rule for rule in app.url_map.iter_rules()}
-        self.scheduler = Scheduler(self.encoder.compute, settings.capacity, settings.request_deadline)
+        self.scheduler = Scheduler(
+            self.encoder.compute, self.encoder.texts_per_run, settings.capacity, settings.request_deadline
+        )
         self.access_log = AccessLog()
         self.connections = Connections(MAX_LARGE_BODIES * settings.max_body_bytes)
         app.extensions["shutting_down"] = lambda: not self.alive
@@ -176,7 +179,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _answer(self, response: Any, context: RequestContext, environ: dict[str, Any], connection: Connection) -> None:
         """Call the app and send its response."""
-        context.runner = runner = self.scheduler.runner(context.arrived, connection.is_gone)
+        context.runner = runner = RequestRunner(self.scheduler, context.arrived, connection.is_gone)
         context.stages["queue"] = time.monotonic() - context.arrived
         try:
             body = self.wsgi(environ, response.start_response)

@@ -133,13 +133,19 @@ def test_a_manifest_of_an_earlier_version(tiny_model: Path, tmp_path: Path) -> N
         ModelFolder.load(out, Path("model_int8.onnx"), Path("tokenizer"))
 
 
-def test_the_graph_takes_one_text(tiny_model: Path) -> None:
-    """Both files take input_ids (seq,) and return embedding (32,); the tokenizer neither pads nor truncates."""
-    for name in ("model_fp32.onnx", "model_int8.onnx"):
-        graph = onnx.load(tiny_model / name, load_external_data=False).graph
-        assert [(item.name, len(item.type.tensor_type.shape.dim)) for item in graph.input] == [("input_ids", 1)]
-        assert [item.name for item in graph.output] == ["embedding"]
-        assert [dim.dim_value for dim in graph.output[0].type.tensor_type.shape.dim] == [32]
+@pytest.mark.parametrize("name, axes", [("model_fp32.onnx", 1), ("model_int8.onnx", 2)])
+def test_the_graph_takes_ids_alone(tiny_model: Path, name: str, axes: int) -> None:
+    """FP32 takes input_ids (seq,) and returns embedding (32,), INT8 (texts, seq) and (texts, 32)."""
+    graph = onnx.load(tiny_model / name, load_external_data=False).graph
+    assert [(item.name, len(item.type.tensor_type.shape.dim)) for item in graph.input] == [("input_ids", axes)]
+    assert [item.name for item in graph.output] == ["embedding"]
+    sizes = [dim.dim_value for dim in graph.output[0].type.tensor_type.shape.dim]
+    assert len(sizes) == axes
+    assert sizes[-1] == 32
+
+
+def test_the_tokenizer_neither_pads_nor_truncates(tiny_model: Path) -> None:
+    """The tokenizer's file is compact, without padding and truncation."""
     text = (tiny_model / "tokenizer/tokenizer.json").read_text()
     assert json.loads(text)["padding"] is json.loads(text)["truncation"] is None
     assert "\n" not in text

@@ -48,7 +48,10 @@ print(onnxruntime.__file__)
 def embed(model: onnx.ModelProto | Path) -> Floats:
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     session = ort.InferenceSession(source, providers=["CPUExecutionProvider"])
-    return np.array([session.run(["embedding"], {"input_ids": ids})[0] for ids in IDS])
+    takes_several = len(session.get_inputs()[0].shape) == 2
+    return np.array(
+        [session.run(["embedding"], {"input_ids": ids[None] if takes_several else ids})[0] for ids in IDS]
+    ).reshape(len(IDS), -1)
 
 
 def weights(path: Path) -> dict[str, NDArray[Any]]:
@@ -95,6 +98,23 @@ def test_the_graph_in_fp32_equals_the_export(tiny_model: Path) -> None:
     np.testing.assert_allclose(written, embed(tiny_model / "model_fp32.onnx"), atol=2e-6)
 
 
+def assert_same_bits_in_any_run(folder: Path, rounds: int) -> None:
+    """Random rows of 2 to 64 tokens have the same bits alone and in runs of any number and order."""
+    session = ort.InferenceSession(str(folder / INT8), providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(7)
+    for _ in range(rounds):
+        length = int(random.integers(2, 65))
+        rows = random.integers(0, 60, (int(random.integers(2, 2 + 256 // length)), length))
+        together = session.run(None, {"input_ids": rows})[0]
+        alone = np.concatenate([session.run(None, {"input_ids": row[None]})[0] for row in rows])
+        np.testing.assert_array_equal(together, alone, str(rows.shape))
+
+
+def test_the_same_bits_in_any_run(full_size_model: Path) -> None:
+    """A text's bits do not depend on the texts of its run, at full size."""
+    assert_same_bits_in_any_run(full_size_model, 40)
+
+
 def harder(network: graph.Network, factor: float) -> graph.Network:
     """Return the same function with one channel of the norms' outputs and GELU's inputs `factor` times the others."""
     linears, norms = dict(network.linears), dict(network.norms)
@@ -118,19 +138,18 @@ def test_each_form_is_nearer_than_plain_int8(tiny_model: Path) -> None:
     inputs = measure_inputs(network, ids)
     reference = embed(graph.write(network, network.words, network.linears))
 
-    def loss(smoothing: float | None, form: Form) -> float:
-        linears = {}
-        for name, linear in network.linears.items():
-            seen = inputs[name]
-            free = smoothing is None  # as if smoothed already: plain
-            linears[name] = quantize_linear(linear, seen, form, smoothing or 0, is_folded=free)
+    def loss(form: Form) -> float:
+        linears = {name: quantize_linear(linear, inputs[name], form, 0.5) for name, linear in network.linears.items()}
         return float((1 - cosines(embed(graph.write(network, network.words, linears)), reference)).max())
 
-    plain = loss(None, Form())
-    with_outliers = loss(0.5, Form(outliers=16))
-    assert with_outliers < plain / 3
-    for form in (Form(outliers=16, rotated=True), Form(outliers=16, per_token=True)):
-        assert loss(0.5, form) < plain / 3
+    plain = loss(Form(headroom=1))
+    for form in (
+        Form(smoothed=True, outliers=16, headroom=1.25),
+        Form(smoothed=True, outliers=16, rotated=True, headroom=1.25),
+        Form(smoothed=True, outliers=16, per_token=True),
+    ):
+        assert loss(form) < plain / 3
+    assert loss(Form(smoothed=True, outliers=16)) < plain
 
 
 def test_the_file_says_what_it_is(tiny_model: Path) -> None:
@@ -166,6 +185,7 @@ def test_a_model_too_hard_for_int8_gets_layers_in_fp32(
     hard = quantize.quantize(tmp_path)
     in_fp32 = int(hard.partition(" are in FP32")[0].rpartition(" ")[2])
     assert 0 < in_fp32 < 8
+    assert_same_bits_in_any_run(tmp_path, 100)
     harder_losses = 1 - cosines(embed(tmp_path / INT8), embed(tmp_path / "model_fp32.onnx"))
     assert harder_losses.mean() < losses.mean()
 
@@ -184,6 +204,7 @@ def test_odd_sizes(tmp_path: Path, sizes: dict[str, Any]) -> None:
     quantize.quantize(tmp_path / "model", "fast")
     vectors = [embed(tmp_path / "model" / name) for name in (INT8, "model_fp32.onnx")]
     assert cosines(*vectors).min() > 0.998
+    assert_same_bits_in_any_run(tmp_path / "model", 100)
 
 
 def test_vectors_close_together_do_not_send_every_layer_to_fp32(tiny_model: Path, tmp_path: Path) -> None:
@@ -218,7 +239,7 @@ def test_efforts(tiny_source: Path, tmp_path: Path, effort: str) -> None:
     assert (tmp_path / "manifest.json").is_file()
     if effort == "fast":
         recipe = {item.key: item.value for item in onnx.load(tmp_path / INT8).metadata_props}["recipe"]
-        assert "6 have outlier channels in FP32, 2 are rotated, 2 have a scale for each token" in recipe
+        assert "6 have outlier channels in FP32, 2 are rotated, 8 have a scale for each token" in recipe
 
 
 def test_another_effort_builds_again(

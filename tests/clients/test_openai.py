@@ -173,7 +173,8 @@ def test_retries(small_queue: Server, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_deadline(start: Start, tiny_model: Path) -> None:
     """A request over its deadline raises InternalServerError with our sentence."""
-    many = LARGE_BATCH[:2000]  # alone they meet the deadline, on a slow machine too
+    # so long that each runs alone; without other requests they meet the deadline, on a slow machine too
+    many = [text + " the" * 60 for text in LARGE_BATCH[:2000]]
     environ = {"CPUS": 1, "MAX_TEXTS": 10_000, "REQUEST_DEADLINE": 2, "CACHE_SIZE": 0}
     server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, **environ).wait_until_ready()
 

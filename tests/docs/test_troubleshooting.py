@@ -64,10 +64,10 @@ def the_other_precision(start: Start, model: Path, tmp_path: Path) -> str:
     return failed_start(start, MODEL_DIR=folder, MODEL_PATH="model_fp32.onnx")
 
 
-def a_padded_batch(start: Start, model: Path, tmp_path: Path) -> str:
+def a_text_without_its_axis(start: Start, model: Path, tmp_path: Path) -> str:
     session = ort.InferenceSession(str(model / "model_int8.onnx"), providers=["CPUExecutionProvider"])
     with pytest.raises(Exception) as raised:
-        session.run(None, {"input_ids": np.zeros((2, 8), np.int64)})
+        session.run(None, {"input_ids": np.zeros(8, np.int64)})
     return str(raised.value)
 
 
@@ -142,7 +142,7 @@ CASES = {
     "Tokenizer file not found: model/tokenizer/tokenizer.json": no_tokenizer,
     "tokenizer.json is not the file of its manifest.json": another_tokenizer,
     "Model file not found: model/model_fp32.onnx": the_other_precision,
-    "Invalid rank for input: input_ids": a_padded_batch,
+    "Invalid rank for input: input_ids": a_text_without_its_axis,
     "PORT is 'http'; it must be a whole number from 1 to 65535.": a_malformed_port,
     "Port 8080 cannot be used": a_busy_port,
     "MAX_LENGTH is 1024, over the model's 512 positions": too_long,

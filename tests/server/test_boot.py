@@ -101,8 +101,9 @@ def test_a_manifest_of_another_dimension(start: Start, copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["golden"]["vectors"] = dict.fromkeys(manifest["golden"]["vectors"], [1.0] * 384)
     (copy / "manifest.json").write_text(json.dumps(manifest | {"dimension": 384}))
-    assert "needed is input_ids (seq,) int64 in, embedding (384,) float32 out" in boot_failure(
-        start(MODEL_DIR=copy, MAX_LENGTH=64)
+    assert (
+        "needed is input_ids (seq,) or (texts, seq) int64 in, embedding (384,) or (texts, 384) float32 out"
+        in boot_failure(start(MODEL_DIR=copy, MAX_LENGTH=64))
     )
 
 

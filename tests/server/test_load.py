@@ -144,7 +144,8 @@ def test_deadlines_under_load(start: Start, tiny_model: Path) -> None:
         MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1, MAX_TEXTS=20_000, REQUEST_DEADLINE=2, CACHE_SIZE=100_000
     )
     url = f"{server.wait_until_ready().url}/embed"
-    bodies = [{"texts": [f"{client} {n}" for n in range(2_000)]} for client in range(16)]
+    # so long that each runs alone
+    bodies = [{"texts": [f"{client} {n}" + " the" * 60 for n in range(2_000)]} for client in range(16)]
     with ThreadPoolExecutor(16) as pool:
         first = list(pool.map(lambda body: requests.post(url, json=body, timeout=60), bodies))
     late = [response for response in first if not response.ok]

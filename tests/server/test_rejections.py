@@ -73,13 +73,16 @@ def slow_request_of(route: Route) -> bytes:
     return request_of(route, body=json.dumps(valid).replace("cat", "the" + " the" * 800).encode())
 
 
-def answers_after_pause(server: Server, seconds: float, *, stop: bool = False) -> dict[Route, Answer]:
-    """Return the answers of waiting requests on a worker that is paused past their deadline, as clouds do it."""
+def answers_after_pause(server: Server, seconds: float, *, count_ahead: int, stop: bool = False) -> dict[Route, Answer]:
+    """Return the answers of waiting requests on a worker that is paused past their deadline, as clouds do it.
+
+    count_ahead: number of slow requests that they wait for.
+    """
     slow = request_of(("POST", "/tokenize"), body=json.dumps({"inputs": "!" * 60_000}).encode())
     worker = server.workers()[0]
     with ExitStack() as stack, ExitStack() as ahead, requests.Session() as session:
         assert session.get(f"{server.url}/readyz", timeout=30).ok
-        for _ in range(20):
+        for _ in range(count_ahead):
             ahead.enter_context(connect(server)).sendall(slow)
         waiting = {route: stack.enter_context(connect(server)) for route in WAITS_FOR_A_SLOT}
         for route, connection in waiting.items():
@@ -103,14 +106,15 @@ def late(start: Start, tiny_model: Path) -> dict[str, dict[Route, Answer]]:
     environ: dict[str, Any] = {"MODEL_DIR": tiny_model, "MAX_LENGTH": 64, "CPUS": 1, "CACHE_SIZE": 0}
     hasty = start(REQUEST_DEADLINE=1, **environ).wait_until_ready()
     found = {}
-    for _ in range(5):
-        found["deadline_exceeded"] = answers_after_pause(hasty, 1.2)
+    # too few on a fast machine are done before the pause, too many on a slow one expire before it
+    for count_ahead in (20, 40, 80, 10, 160, 20, 40):
+        found["deadline_exceeded"] = answers_after_pause(hasty, 1.2, count_ahead=count_ahead)
         if {answer.status for answer in found["deadline_exceeded"].values()} == {503}:
-            break  # otherwise the requests ahead of them expired before the pause
+            break
     for route in WAITS_FOR_A_SLOT:
         assert ask(hasty, request_of(route)).status == 200
     ending = start(**environ).wait_until_ready()
-    found["shutting_down"] = answers_after_pause(ending, 6.7, stop=True)
+    found["shutting_down"] = answers_after_pause(ending, 6.7, count_ahead=40, stop=True)
     assert "Traceback" not in ending.wait(30)
     assert ending.process.returncode == 0
     return found

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.support.server import Server
 
-# Texts of half a second of work for the tiny model, and of many seconds.
+# Texts of tenths of a second of work for the tiny model, and of seconds.
 LARGE_BATCH = [f"{n}" for n in range(6_000)]
 HUGE_BATCH = [f"{n}" for n in range(150_000)]
 

@@ -17,7 +17,7 @@ from app.engine.manifest import CHARACTERS, TOKENIZER
 from app.engine.runner import Threads
 from app.engine.tokenizer import Tokenizer
 
-RUNNER = Threads(lambda rows: [], 1)
+RUNNER = Threads(lambda rows: [], lambda tokens: 1, 1)
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "[MASK]", "[SEP]", "[UNK]"]
 WORDS = "a b the cat next 東京 日本語 カタカナ ｶﾞ 한국어 привет नमस्ते कि สวัสดี ครับ שלום é e\u0301 ΑΣ İ ##a 1 ½ ㌔ ﷺ ﬁ 😀 🏽".split()
 MARKS = "。 、 「 」 … . ! ( ) < [ ＜ｓ＞ ¨ ´ ▁ ▁▁ ▁next next▁ a▁b".split()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.engine.chunks import CHUNK_CHARACTERS
 from app.engine.encoder import Encoder
-from app.engine.session import Session
+from app.engine.session import RUN_TOKENS, Session
 from app.errors import BootError, InvalidRequest, NotReady, TextTooLong
 from build import export_onnx
 from tests.support import tiny_model as tiny
@@ -129,6 +129,32 @@ def test_a_vector_is_a_function_of_its_text(
 
 
 CACHED: dict[Path, Encoder] = {}
+
+
+def test_texts_of_one_length_share_a_run(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of equal length are computed together, up to RUN_TOKENS, with the bits that each has alone."""
+    encoder = open_encoder(tiny_model)
+    texts = [f"{word} {other}" for word in tiny.WORDS[:8] for other in tiny.WORDS[:8]]
+    alone = [encoder.encode([text]).vectors[0].tobytes() for text in texts]
+    runs: list[int] = []
+    original = Session.compute
+
+    def noted(self: Session, rows: Any) -> Any:
+        runs.append(len(rows))
+        return original(self, rows)
+
+    monkeypatch.setattr(Session, "compute", noted)
+    assert [vector.tobytes() for vector in encoder.encode(texts).vectors] == alone
+    assert sum(runs) == len(texts) and max(runs) > 8
+    length = encoder.encode(texts[:1]).tokens[0]
+    assert max(runs) * length <= RUN_TOKENS
+
+
+def test_a_text_of_one_token_runs_alone(tiny_encoder: Encoder) -> None:
+    """Rows of one token are computed one by one: their products have a kernel of their own."""
+    rows = [[number] for number in range(5, 25)]
+    alone = [tiny_encoder.encode_ids([row]).vectors[0].tobytes() for row in rows]
+    assert [vector.tobytes() for vector in tiny_encoder.encode_ids(rows).vectors] == alone
 
 
 def test_duplicates_are_computed_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 Each recipe is built for each model folder and measured against the plain FP32 export: cosine and
 nearest neighbours on texts that calibration has not seen, speed on short Japanese texts (one
 thread, one text a run, all recipes in alternation), on this CPU and as on one without AVX-512.
+A second table says how much faster the file gets with several texts of equal length in one run.
 
     python -m tools.bench.recipes [--profile] FOLDER[=SOURCE]…
 
@@ -26,6 +27,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +35,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, helper, numpy_helper
 
 from app.engine import cpu
 from app.engine.manifest import TOKENIZER
@@ -42,7 +44,7 @@ from build.export_onnx import FP32
 from build.forms import FORMS, SMOOTHING, Form, kind_of
 from build.graph import MICROSOFT, Floats, Linear, Network, QuantizedLinear, Table
 from build.quantize import INT8, token_ids
-from build.quantize_linear import Ids, InputStatistics, fold_smoothing, measure_inputs, open_session, quantize_linear
+from build.quantize_linear import Ids, InputStatistics, fold_smoothing, measure_inputs, quantize_linear
 from build.similarity import Matrix, cosines, neighbour_overlap
 from build.texts import calibration, held_out, pairs
 from tests.support import ROOT
@@ -57,6 +59,9 @@ SHORT = (8, 24)  # tokens
 PROFILED_RUNS = 400
 QUIET_LOAD = 1.5  # the load average to wait for before anything is timed
 QUIET_SECONDS = 180
+PACKS = (1, 2, 4, 8)  # texts of equal length in one run
+PACKED_TOKENS = (10, 14, 20, 40)
+PACKED_ROUNDS = 10  # runs of all texts in each round
 REDUCED = 64  # the largest weight of quantize_dynamic's reduce_range
 PLAIN = "plain"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -94,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def print_recipes(folder: Path, source: str, scratch: Path) -> None:
     network = graph.read(folder / FP32)
-    recipes = list(built(network, folder, source, scratch))
+    file = chosen_file(folder, scratch)
+    recipes = list(built(network, folder, file, source, scratch))
     groups = held_out()
     everything = [text for lines in groups.values() for text in lines]
     unseen = everything + [english for english, _ in pairs()] + [japanese for _, japanese in pairs()]
@@ -108,6 +114,7 @@ def print_recipes(folder: Path, source: str, scratch: Path) -> None:
     except Unavailable as error:
         print(error, file=sys.stderr)
     speeds = [timed(recipes, network.pooling, short, scratch, environ) for environ in everywhere]
+    packs = [packed_speeds(file, len(network.words), scratch, environ) for environ in everywhere]
     found = [
         embedded(recipes, network.pooling, ids if environ is None else ids[:n], scratch, environ)
         for environ in everywhere
@@ -130,6 +137,18 @@ def print_recipes(folder: Path, source: str, scratch: Path) -> None:
         cells += [f"{speeds[1][index]:.2f}", same(vectors[:n], found[1][index])] if older else ["–", "–"]
         raw, packed = sizes[index]
         print("| " + " | ".join([*cells, f"{raw / 1e6:.1f}", f"{packed / 1e6:.1f}"]) + " |")
+    print_packs(packs)
+
+
+def print_packs(speeds: list[Floats]) -> None:
+    """Print the speeds of packed_speeds(), on this CPU and, if they are known, on the older one."""
+    print("\ntexts of equal length in one run: texts/s of the file relative to one text a run\n")
+    titles = [f"{size} texts" for size in PACKS[1:]]
+    older = [f"on AVX2: {title}" for title in titles] if len(speeds) > 1 else []
+    print("| tokens | " + " | ".join(titles + older) + " |")
+    print("| --- |" + " --- |" * len(titles + older))
+    for tokens, row in zip(PACKED_TOKENS, np.hstack([item[:, 1:] for item in speeds]), strict=True):
+        print(f"| {tokens} | " + " | ".join(f"{speed:.2f}" for speed in row) + " |")
     sys.stdout.flush()
 
 
@@ -148,8 +167,11 @@ def machine() -> str:
 # The recipes
 
 
-def built(network: Network, folder: Path, source: str, scratch: Path) -> Iterator[Recipe]:
-    """Write each recipe's file and say what it is; the first is what the others are compared with."""
+def built(network: Network, folder: Path, file: Path, source: str, scratch: Path) -> Iterator[Recipe]:
+    """Write each recipe's file and say what it is; the first is what the others are compared with.
+
+    file: what the search chose.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     def one(label: str, name: str, model: onnx.ModelProto) -> Recipe:
@@ -167,35 +189,27 @@ def built(network: Network, folder: Path, source: str, scratch: Path) -> Iterato
     quantize_dynamic(folder / FP32, reduced, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
     yield Recipe("`quantize_dynamic` of that, per channel, reduced range", reduced)
 
-    file = chosen_file(folder, scratch)
     table, chosen = chosen_layers(file, network)
     ids = token_ids(folder / TOKENIZER, network, [text for lines in calibration().values() for text in lines])
     seen = measure_inputs(network, ids)
-    nearest = {name: rounded_to_nearest(linear) for name, linear in network.linears.items()}
+    gptq = quantized(network, seen, Form())
+    nearest = {name: rounded_to_nearest(linear, gptq[name]) for name, linear in network.linears.items()}
     yield one("own graph, rounded to nearest in reduced range", "nearest", graph.write(network, table, nearest))
-    gptq = {
-        name: quantize_linear(linear, seen[name], Form(), 0, is_folded=True) for name, linear in network.linears.items()
-    }
     yield one("+ GPTQ under the pair rule", "gptq", graph.write(network, table, gptq))
-    folded, folded_seen = fold_smoothing(network, seen)
+    folded = fold_smoothing(network, seen)
+    folded_seen = measure_inputs(folded, ids)
     for label, name, only in (
-        ("+ smoothing", "smoothed", Form()),
-        ("+ outlier channels in FP32", "outliers", Form(outliers=1)),
-        ("+ rotation", "rotated", Form(outliers=1, rotated=True)),
-        ("+ a scale for each token (`--effort fast`)", "fast", Form(outliers=1, rotated=True, per_token=True)),
+        ("+ smoothing", "smoothed", Form(smoothed=True)),
+        ("+ outlier channels in FP32", "outliers", Form(smoothed=True, outliers=1)),
+        ("+ rotation", "rotated", Form(smoothed=True, outliers=1, rotated=True)),
+        (
+            "+ a scale for each token (`--effort fast`)",
+            "fast",
+            Form(smoothed=True, outliers=1, rotated=True, per_token=True),
+        ),
     ):
-        linears = {}
-        for layer, linear in folded.linears.items():
-            kind = kind_of(layer)
-            form = limited(FORMS[kind][-1], only)
-            free = kind == "attention_out"
-            linears[layer] = quantize_linear(linear, folded_seen[layer], form, SMOOTHING[kind], free)
-        yield one(label, name, graph.write(folded, table, linears))
-
-    unsmoothed = {
-        layer: with_outliers_alone(linear, seen[layer], FORMS[kind_of(layer)][-1].outliers)
-        for layer, linear in network.linears.items()
-    }
+        yield one(label, name, graph.write(folded, table, quantized(folded, folded_seen, only)))
+    unsmoothed = quantized(network, seen, Form(outliers=1))
     yield one("to compare: outlier channels, no smoothing", "unsmoothed", graph.write(network, table, unsmoothed))
 
     final = onnx.load(file)
@@ -209,8 +223,7 @@ def built(network: Network, folder: Path, source: str, scratch: Path) -> Iterato
     yield one("… but Softmax", "softmax", with_softmax(final, layers))
     yield one("… but MultiHeadAttention", "attention", with_attention(final, layers, network.heads))
     yield one("… but SkipLayerNormalization", "skip", with_skip_norm(final, layers))
-    static = with_static_scales(final, ids)
-    yield one("… but static scales of activations", "static", static)
+    yield one("… but a scale for each run (`DynamicQuantizeMatMul`)", "dynamic", with_scales_of_runs(final))
     blocks = with_weights_in_blocks(graph.write(network, table, network.linears), network)
     yield one("… but MatMulNBits, 8 bits, blocks of 32", "blocks", blocks)
     for bits, block in ((8, 128), (4, 32)):
@@ -250,32 +263,32 @@ def export_plain(source: str, file: Path) -> None:
         )
 
 
-def limited(form: Form, only: Form) -> Form:
-    """Return the form with only those features that `only` has, too."""
-    return replace(
-        form,
-        outliers=form.outliers if only.outliers else 0,
-        rotated=form.rotated and only.rotated,
-        per_token=form.per_token and only.per_token,
+def quantized(network: Network, seen: Mapping[str, InputStatistics], only: Form) -> dict[str, QuantizedLinear]:
+    """Quantize each layer in its most exact form, but with only those features that `only` has, too."""
+    linears = {}
+    for name, linear in network.linears.items():
+        kind = kind_of(name)
+        linears[name] = quantize_linear(linear, seen[name], limited(kind, only), SMOOTHING[kind])
+    return linears
+
+
+def limited(kind: str, only: Form) -> Form:
+    """Return the most exact form of a kind of layer with only those features that `only` has, too."""
+    exact = FORMS[kind][-1]
+    per_token = exact.per_token and only.per_token
+    return Form(
+        outliers=exact.outliers if only.outliers else 0,
+        smoothed=exact.smoothed and only.smoothed,
+        rotated=exact.rotated and only.rotated,
+        per_token=per_token,
+        headroom=0 if per_token else FORMS[kind][0].headroom,
     )
 
 
-def with_outliers_alone(linear: Linear, inputs: InputStatistics, outliers: int) -> QuantizedLinear:
-    """Quantize with GPTQ and outlier channels, without smoothing."""
-    made = quantize_linear(linear, inputs, Form(outliers=outliers), 0, is_folded=True)
-    if not outliers:
-        return made
-    smooth = np.ones(len(linear.weight), np.float32)
-    smooth[made.outliers] = 0
-    return replace(made, smooth=smooth)
-
-
-def rounded_to_nearest(linear: Linear) -> QuantizedLinear:
-    """Quantize with one scale for each output in half of the range, as quantize_dynamic does."""
+def rounded_to_nearest(linear: Linear, made: QuantizedLinear) -> QuantizedLinear:
+    """Return a quantized layer with its weights rounded in half of the range, as quantize_dynamic does."""
     scale = np.maximum(np.abs(linear.weight).max(0), 1e-12) / REDUCED
-    codes = np.round(linear.weight / scale).astype(np.int8)
-    none = np.zeros(0, np.int64)
-    return QuantizedLinear(codes, scale, linear.bias, None, none, linear.weight[none])
+    return replace(made, weight=np.round(linear.weight / scale).astype(np.int8), scale=scale)
 
 
 def chosen_file(folder: Path, scratch: Path) -> Path:
@@ -316,6 +329,8 @@ def chosen_layers(file: Path, network: Network) -> tuple[Table, dict[str, Linear
             outlier_weight=tensors.get(f"{name}.outlier_weight", network.linears[name].weight[outliers]),
             rotation=len(tensors[rotation.input[1]]) if rotation else 1,
             per_token=f"{name}.per_token" in nodes,
+            step=float(tensors[f"{name}.step"]),
+            zero=int(tensors[f"{name}.zero"]),
         )
     table = Table(tensors["words"], tensors["words.step"])
     if list(graph.write(network, table, linears).graph.node) != list(model.graph.node):
@@ -356,20 +371,21 @@ def with_softmax(model: onnx.ModelProto, layers: list[str]) -> onnx.ModelProto:
 
 def with_attention(model: onnx.ModelProto, layers: list[str], heads: int) -> onnx.ModelProto:
     given = {node.name: node.input[0] for node in model.graph.node if node.input}
-    new = {}
+    # (texts, seq, 3 x hidden) instead of (texts, seq, 3, heads, head_dim)
+    new = {"qkv_shape": [helper.make_node("Concat", ["any", "length", "qkv_width"], ["qkv_shape"], axis=0)]}
     for x in layers:
         q, k, v = (f"{x}.{part}" for part in "qkv")
         new[f"{x}.flat"] = [
-            helper.make_node("Reshape", [given[f"{x}.split"], "qkv_3d"], [f"{x}.qkv_3d"]),
+            helper.make_node("Reshape", [given[f"{x}.split"], "qkv_shape"], [f"{x}.qkv_3d"]),
             helper.make_node("Split", [f"{x}.qkv_3d"], [q, k, v], axis=2),
             helper.make_node(
                 "MultiHeadAttention", [q, k, v], [f"{x}.context"], domain=MICROSOFT, num_heads=heads, scale=1.0
             ),
-            helper.make_node("Reshape", [f"{x}.context", "context_shape"], [f"{x}.flat"]),
+            helper.make_node("Reshape", [f"{x}.context", "rows_shape"], [f"{x}.flat"]),
         ]
     parts = ("split", "heads", "q", "scores", "highest", "shifted", "powers", "total", "weights", "context", "joined")
     width = next(len(numpy_helper.to_array(i)) for i in model.graph.initializer if i.name == f"{layers[0]}.qkv.bias")
-    return changed(model, new, {f"{x}.{part}" for x in layers for part in parts}, {"qkv_3d": np.array([1, -1, width])})
+    return changed(model, new, {f"{x}.{part}" for x in layers for part in parts}, {"qkv_width": np.array([width])})
 
 
 def with_skip_norm(model: onnx.ModelProto, layers: list[str]) -> onnx.ModelProto:
@@ -386,31 +402,18 @@ def with_skip_norm(model: onnx.ModelProto, layers: list[str]) -> onnx.ModelProto
     return changed(model, new, {f"{layer}.{add}" for layer in layers for add in ("attended", "fed")})
 
 
-def with_static_scales(model: onnx.ModelProto, ids: list[Ids]) -> onnx.ModelProto:
-    """Return a copy with static scales of activations: the range of their values on the calibration texts."""
-    products = [node for node in model.graph.node if node.op_type == "DynamicQuantizeMatMul"]
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    inputs = sorted({node.input[0] for node in products})
-    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs)
-    session = open_session(watched)
-    low, high = dict.fromkeys(inputs, 0.0), dict.fromkeys(inputs, 0.0)
-    for item in ids:
-        for name, x in zip(inputs, session.run(inputs, {"input_ids": item}), strict=True):
-            low[name], high[name] = min(low[name], float(x.min())), max(high[name], float(x.max()))
-    new, tensors = {}, {}
-    for node in products:
-        x, weight, scale, _, bias = [*node.input, "", ""][:5]
-        x_scale, x_zero, x_codes = f"{node.name}.x_scale", f"{node.name}.x_zero", f"{node.name}.x_codes"
-        step = max((high[x] - low[x]) / 255, 1e-12)
-        tensors[x_scale] = np.array(step, np.float32)
-        tensors[x_zero] = np.array(round(-low[x] / step), np.uint8)
-        product = [x_codes, weight, x_scale, scale, x_zero, "", bias]
-        new[node.name] = [
-            helper.make_node("QuantizeLinear", [x, x_scale, x_zero], [x_codes]),
-            helper.make_node("MatMulIntegerToFloat", product, list(node.output), domain=MICROSOFT),
-        ]
-    return changed(model, new, tensors=tensors)
+def with_scales_of_runs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy with scales of activations from each run's own range, save where each token has a scale."""
+    inputs = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    new, gone = {}, set()
+    for node in model.graph.node:
+        if node.op_type != "MatMulIntegerToFloat" or node.name.endswith(".scaled"):
+            continue
+        codes, weight, _, scale, _, _, bias = node.input
+        product = [inputs[codes], weight, scale, "", bias]
+        new[node.name] = [helper.make_node("DynamicQuantizeMatMul", product, list(node.output), domain=MICROSOFT)]
+        gone.add(codes)
+    return changed(model, new, gone)
 
 
 def with_weights_in_blocks(model: onnx.ModelProto, network: Network) -> onnx.ModelProto:
@@ -491,6 +494,19 @@ def timed(
     return [statistics.median(ratios) for ratios in zip(*rounds, strict=True)]
 
 
+def packed_speeds(file: Path, words: int, scratch: Path, environ: Mapping[str, str] | None) -> Floats:
+    """Return texts/s with several texts a run relative to one, (PACKED_TOKENS, PACKS), median of all rounds."""
+    wait_until_quiet()
+    random = np.random.default_rng(0)
+    ids = [random.integers(words, size=(max(PACKS), tokens)) for tokens in PACKED_TOKENS]
+    rounds: list[list[list[float]]] = []
+    for seed in range(PROCESSES):
+        folder = started(Job("packs", seed, [(str(file.resolve()), False)], ""), ids, scratch, environ)
+        rounds += json.loads((folder / "rounds.json").read_text(encoding="utf-8"))
+    speeds: Floats = np.median(np.array(rounds, np.float32), axis=0)
+    return speeds
+
+
 def embedded(
     recipes: list[Recipe], pooling: str, ids: list[Ids], scratch: Path, environ: Mapping[str, str] | None
 ) -> Matrix:
@@ -506,7 +522,7 @@ def files_of(recipes: list[Recipe]) -> list[tuple[str, bool]]:
 
 
 class Job(NamedTuple):
-    """Run as a worker process: measure the `speed`, compute the `vectors`, write a `profile`. files: file, plain."""
+    """Run as a worker process: measure `speed` or `packs`, compute `vectors`, write a `profile`. files: file, plain."""
 
     task: str
     seed: int
@@ -539,6 +555,10 @@ def work(folder: Path) -> None:
     if job.task == "profile":
         profile(folder, Path(job.files[0][0]), ids[0])
         return
+    if job.task == "packs":
+        rounds = pack_rounds(Path(job.files[0][0]), ids, job.seed)
+        (folder / "rounds.json").write_text(json.dumps(rounds), encoding="utf-8")
+        return
     order = np.random.default_rng(job.seed).permutation(len(job.files)).tolist()
     runs = {index: opened(Path(job.files[index][0]), job.files[index][1], job.pooling) for index in order}
     if job.task == "speed":
@@ -550,11 +570,12 @@ def work(folder: Path) -> None:
 
 def opened(file: Path, plain: bool, pooling: str) -> Callable[[Ids], Floats]:
     """Open a model with one thread, as the server does; return ids -> vector."""
-    session = ort.InferenceSession(str(file), session_options(), providers=["CPUExecutionProvider"])
+    session = session_of(file)
+    several = len(session.get_inputs()[0].shape) == 2
 
     def one(ids: Ids) -> Floats:
-        vector: Floats = session.run(None, {"input_ids": ids})[0]
-        return vector
+        vector: Floats = session.run(None, {"input_ids": ids[None] if several else ids})[0]
+        return vector[0] if several else vector
 
     def batch(ids: Ids) -> Floats:
         mask = np.ones((1, len(ids)), np.int64)
@@ -569,6 +590,10 @@ def opened(file: Path, plain: bool, pooling: str) -> Callable[[Ids], Floats]:
     return batch if plain else one
 
 
+def session_of(file: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(str(file), session_options(), providers=["CPUExecutionProvider"])
+
+
 def session_options() -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -577,7 +602,21 @@ def session_options() -> ort.SessionOptions:
     return options
 
 
-def relative_speeds(runs: Mapping[int, Callable[[Ids], Floats]], ids: list[Ids]) -> list[list[float]]:
+def pack_rounds(file: Path, ids: list[Ids], seed: int) -> list[list[list[float]]]:
+    """Return (rounds, ids, PACKS): the speed of packs relative to single texts. ids: (texts, tokens) each."""
+    session = session_of(file)
+
+    def run(size: int, texts: Ids) -> None:
+        for start in range(0, len(texts), size):
+            session.run(None, {"input_ids": texts[start : start + size]})
+
+    order = np.random.default_rng(seed).permutation(len(PACKS)).tolist()
+    runs = {index: partial(run, PACKS[index]) for index in order}
+    by_tokens = [relative_speeds(runs, [texts] * PACKED_ROUNDS) for texts in ids]
+    return [list(rows) for rows in zip(*by_tokens, strict=True)]
+
+
+def relative_speeds(runs: Mapping[int, Callable[[Ids], object]], ids: list[Ids]) -> list[list[float]]:
     """Return each speed relative to number 0, round by round, every other round in reverse order."""
     rounds = []
     for number in range(ROUNDS + 1):
@@ -639,7 +678,9 @@ def profiled(file: Path, tokens: int, scratch: Path, environ: Mapping[str, str] 
 def label_of(operator: str, name: str) -> str:
     """Return the purpose of a node, and for matrix products its place in the layer."""
     kind = next((kind for kind in graph.LINEARS if f".{kind}." in name), "")
-    if operator in ("DynamicQuantizeMatMul", "Gemm", "MatMul", "FusedMatMul", "Mul"):
+    if operator == "QuantizeLinear" and not kind:
+        kind = "attention_out"  # ONNX Runtime moves it before the Transpose and names it after the context
+    if operator in ("QuantizeLinear", "MatMulIntegerToFloat", "Gemm", "MatMul", "FusedMatMul", "Mul"):
         return f"{operator}: {kind}" if kind else f"{operator}: attention" if "layers." in name else operator
     return operator
 
@@ -651,7 +692,7 @@ def profile(folder: Path, file: Path, ids: Ids) -> None:
     options.profile_file_prefix = str(folder / "profile")
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     for _ in range(PROFILED_RUNS):
-        session.run(None, {"input_ids": ids})
+        session.run(None, {"input_ids": ids[None]})
     session.end_profiling()
 
 

@@ -47,7 +47,7 @@ class Engine:
 
 
 ENGINES = [
-    Engine("ours, INT8", "ours", prepare.ours, batches=(1,)),
+    Engine("ours, INT8", "ours", prepare.ours),
     Engine("CTranslate2, INT8", "ctranslate2", prepare.ctranslate2, ("ctranslate2",)),
     Engine("OpenVINO, BF16 or FP32", "openvino", prepare.openvino, ("openvino", "openvino-telemetry")),
     Engine("OpenVINO, INT8", "openvino", prepare.openvino_int8, ("openvino", "openvino-telemetry")),
