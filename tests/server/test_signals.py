@@ -84,7 +84,8 @@ def test_sigterm_under_load(start: Start, tiny_model: Path) -> None:
             assert read_answer(connection).status == 200
         idle[0].sendall(b"POST /embed HTT")
         endless = stack.enter_context(connect(server))
-        endless.sendall(embed_request(HUGE_BATCH))
+        # so long that each runs alone
+        endless.sendall(embed_request([text + " the" * 60 for text in HUGE_BATCH]))
         threads = [threading.Thread(target=client, args=(LARGE_BATCH[: 1 + n % 3 * 50],)) for n in range(12)]
         for thread in threads:
             thread.start()
