@@ -28,7 +28,7 @@ TEXT = "深さ優先探索は、グラフを深く進めるだけ進む方法で
 HEAVY = ("torch", "transformers", "sentence_transformers", "onnx", "huggingface_hub", "hf_xet", "pip", "build")
 PRECISION = container.config()["Labels"]["embedding-api.model.precision"]
 # Above the base, unpacked and packed, with a vocabulary of 250,000.
-MAX_MEGABYTES = {"int8": (260, 115), "fp32": (610, 260)}[PRECISION]
+MAX_MEGABYTES = {"int8": (260, 121), "fp32": (610, 260)}[PRECISION]
 
 
 class Container(Server):
@@ -117,7 +117,7 @@ def test_nothing_becomes_another_user() -> None:
 
 
 def test_the_size() -> None:
-    """Above its base the image has at most 260 MB, packed 115 MB (with FP32 more)."""
+    """Above its base the image has at most 260 MB, packed 121 MB (with FP32 more)."""
     totals = [sum(column) / 1e6 for column in zip(*container.run_script("inside_sizes").values(), strict=True)]
     assert totals[0] <= MAX_MEGABYTES[0]
     assert totals[1] <= MAX_MEGABYTES[1]
