@@ -172,6 +172,7 @@ def write(
     show_inputs: add each linear layer's input, (texts * seq, inputs), as an output named like the layer.
     """
     graph = _Graph(network)
+    graph.shapes()
     graph.embed(table)
     inputs = {}
     for index in range(network.layers):
@@ -228,6 +229,23 @@ class _Graph:
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, domain=domain, **attributes))
         return output
 
+    def shapes(self) -> None:
+        """Add the shapes that depend on the number of texts and on their length, and ones for softmax's sums."""
+        network = self.network
+        self.constant("any", np.array([-1]))
+        self.constant("one", np.array([1]))
+        self.constant("heads", np.array([network.heads]))
+        self.constant("heads_shape", np.array([3, network.heads, network.head_dim]))
+        self.constant("hidden", np.array([network.hidden]))
+        self.constant("rows_shape", np.array([-1, network.hidden]))
+        self.node("Shape", ["input_ids"], "texts", end=1)
+        self.node("Shape", ["input_ids"], "length", start=1)
+        self.node("Concat", ["any", "length", "heads_shape"], "qkv_shape", axis=0)
+        self.node("Concat", ["any", "length", "hidden"], "states_shape", axis=0)
+        self.node("Concat", ["one", "texts", "heads", "length", "one"], "total_shape", axis=0)
+        value = numpy_helper.from_array(np.ones(1, np.float32))
+        self.node("ConstantOfShape", ["total_shape"], "ones_of_heads", value=value)
+
     def embed(self, table: Table | Floats) -> None:
         if isinstance(table, Table):
             self.constant("words", table.codes)
@@ -239,23 +257,11 @@ class _Graph:
             self.node("Mul", ["word_floats", step], "word_rows")
         else:
             self.node("Gather", [self.constant("words", table), "input_ids"], "word_rows")
-        network = self.network
-        self.constant("positions", network.positions)
+        self.constant("positions", self.network.positions)
         self.constant("first", np.array([0]))  # start of a text, and axis of the positions
-        self.constant("any", np.array([-1]))
-        self.node("Shape", ["input_ids"], "length", start=1)
         self.node("Slice", ["positions", "first", "length", "first"], "position_rows")
         self.node("Add", ["word_rows", "position_rows"], "embedded")  # (texts, seq, hidden)
-        self.constant("rows_shape", np.array([-1, network.hidden]))
         self.node("Reshape", ["embedded", "rows_shape"], "rows")
-        self.constant("one", np.array([1]))
-        self.constant("heads", np.array([network.heads]))
-        self.node("Shape", ["input_ids"], "texts", end=1)
-        self.node("Concat", ["one", "texts", "heads", "length", "one"], "total_shape", axis=0)
-        value = numpy_helper.from_array(np.ones(1, np.float32))
-        self.node("ConstantOfShape", ["total_shape"], "ones_of_heads", value=value)  # (1, texts, heads, seq, 1)
-        self.constant("heads_shape", np.array([3, network.heads, network.head_dim]))
-        self.node("Concat", ["any", "length", "heads_shape"], "qkv_shape", axis=0)
         self.norm("rows", "embedding_norm")
 
     def norm(self, tensor: str, name: str) -> None:
@@ -337,22 +343,19 @@ class _Graph:
     def pool(self) -> None:
         pooling, normalize = self.network.pooling, self.network.normalize
         output = "pooled" if normalize else "embedding"
-        self.constant("hidden", np.array([self.network.hidden]))
-        self.node("Concat", ["any", "length", "hidden"], "states_shape", axis=0)
         self.node("Reshape", [self.x, "states_shape"], "states")  # (texts, seq, hidden)
-        self.constant("cls", np.array(0))
+        self.constant("first_row", np.array(0))
         if pooling == "mean":
             # A product adds up the tokens of one text and of several in the same order, ReduceMean does not. With one
             # row instead of two, ONNX Runtime would take another kernel for one text.
             self.constant("ones", np.ones((2, len(self.network.positions)), np.float32))
-            self.constant("second", np.array([1]))
-            self.node("Slice", ["ones", "first", "length", "second"], "ones_of_text")
+            self.node("Slice", ["ones", "first", "length", "one"], "ones_of_text")
             self.node("MatMul", ["ones_of_text", "states"], "sums")
-            self.node("Gather", ["sums", "cls"], "sum", axis=1)
+            self.node("Gather", ["sums", "first_row"], "sum", axis=1)
             self.node("Cast", ["length"], "tokens", to=TensorProto.FLOAT)
             self.node("Div", ["sum", "tokens"], output)
         else:
-            self.node("Gather", ["states", "cls"], output, axis=1)
+            self.node("Gather", ["states", "first_row"], output, axis=1)
         if normalize:
             # as torch.nn.functional.normalize, also for a vector of zeros
             length = self.node("ReduceL2", ["pooled"], "norm", axes=[1], keepdims=1)

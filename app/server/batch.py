@@ -38,7 +38,7 @@ class Batch:
 
     @property
     def has_rows(self) -> bool:
-        """Whether there is a row that has not started."""
+        """True while a row has not started."""
         return self.started < len(self.rows)
 
     def start(self, most: int) -> range:

@@ -21,7 +21,7 @@ MARGIN = 0.7
 class RequestRunner:
     """Runner of one request (interface: app/engine/runner.py).
 
-    arrived: seconds of time.monotonic(). is_gone: checks for a disconnect.
+    arrived, deadline: seconds of time.monotonic(). is_gone: checks for a disconnect.
     """
 
     def __init__(self, scheduler: Scheduler, arrived: float, is_gone: Callable[[], bool]) -> None:

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from tests.clients.common import KEY, TEXTS, full_queue, native, openai_python, same_bits
-from tests.support.http import LARGE_BATCH, repeat_in_threads
+from tests.support.http import LARGE_BATCH, long_texts, repeat_in_threads
 from tests.support.server import Server, Start
 
 
@@ -173,8 +173,7 @@ def test_retries(small_queue: Server, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_deadline(start: Start, tiny_model: Path) -> None:
     """A request over its deadline raises InternalServerError with our sentence."""
-    # so long that each runs alone; without other requests they meet the deadline, on a slow machine too
-    many = [text + " the" * 60 for text in LARGE_BATCH[:2000]]
+    many = long_texts(LARGE_BATCH[:2000])  # alone they meet the deadline, on a slow machine too
     environ = {"CPUS": 1, "MAX_TEXTS": 10_000, "REQUEST_DEADLINE": 2, "CACHE_SIZE": 0}
     server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, **environ).wait_until_ready()
 

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from tests.support import ROOT
-from tests.support.http import LARGE_BATCH, connect, embed_request, read_answer, repeat_in_threads
+from tests.support.http import LARGE_BATCH, connect, embed_request, long_texts, read_answer, repeat_in_threads
 from tests.support.load import HEALTH
 from tests.support.metrics import wait_until_idle, wait_until_queued
 from tests.support.server import Server, Start
@@ -144,8 +144,7 @@ def test_deadlines_under_load(start: Start, tiny_model: Path) -> None:
         MODEL_DIR=tiny_model, MAX_LENGTH=64, CPUS=1, MAX_TEXTS=20_000, REQUEST_DEADLINE=2, CACHE_SIZE=100_000
     )
     url = f"{server.wait_until_ready().url}/embed"
-    # so long that each runs alone
-    bodies = [{"texts": [f"{client} {n}" + " the" * 60 for n in range(2_000)]} for client in range(16)]
+    bodies = [{"texts": long_texts(f"{client} {n}" for n in range(2_000))} for client in range(16)]
     with ThreadPoolExecutor(16) as pool:
         first = list(pool.map(lambda body: requests.post(url, json=body, timeout=60), bodies))
     late = [response for response in first if not response.ok]

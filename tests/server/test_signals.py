@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.support.http import HUGE_BATCH, LARGE_BATCH, connect, embed_request, read_answer
+from tests.support.http import HUGE_BATCH, LARGE_BATCH, connect, embed_request, long_texts, read_answer
 from tests.support.load import HEALTH
 from tests.support.server import Start
 
@@ -84,8 +84,7 @@ def test_sigterm_under_load(start: Start, tiny_model: Path) -> None:
             assert read_answer(connection).status == 200
         idle[0].sendall(b"POST /embed HTT")
         endless = stack.enter_context(connect(server))
-        # so long that each runs alone
-        endless.sendall(embed_request([text + " the" * 60 for text in HUGE_BATCH]))
+        endless.sendall(embed_request(long_texts(HUGE_BATCH)))
         threads = [threading.Thread(target=client, args=(LARGE_BATCH[: 1 + n % 3 * 50],)) for n in range(12)]
         for thread in threads:
             thread.start()

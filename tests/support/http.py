@@ -4,7 +4,7 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,11 @@ from tests.support.server import Server
 # Texts of tenths of a second of work for the tiny model, and of seconds.
 LARGE_BATCH = [f"{n}" for n in range(6_000)]
 HUGE_BATCH = [f"{n}" for n in range(150_000)]
+
+
+def long_texts(texts: Iterable[str]) -> list[str]:
+    """Return texts that begin with these and are so long, 63 tokens, that no two share a run of the tiny model."""
+    return [text + " the" * 60 for text in texts]
 
 
 @dataclass

@@ -5,14 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from app.engine import session
 from app.settings import Settings
 from build.texts import texts
 from tests.support import ROOT
 from tools.bench import engine, engines, report, tables
-from tools.bench.engines import prepare
+from tools.bench.engines import adapters, prepare
 
 # Engines without packages of their own, which the tests do not install.
 LOCAL = [item for item in engines.ENGINES if not item.packages and not item.needs_bf16]
+
+
+def test_our_runs_are_the_servers() -> None:
+    """The adapter, which imports nothing of the app, takes as many tokens in one run as the server."""
+    assert adapters.RUN_TOKENS == session.RUN_TOKENS
 
 
 def test_engines_beside_ours(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-# Most tokens in one run of ours: app/engine/session.py.
+# Most tokens in one run of ours, as in app/engine/session.py; a test keeps them equal.
 RUN_TOKENS = 120
 # Token ids of some texts -> their vectors, (n, dim) float32, not normalized.
 Run = Callable[[Sequence[list[int]]], Floats]
