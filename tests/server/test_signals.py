@@ -177,11 +177,13 @@ def test_signals_under_load(start: Start, tiny_model: Path, number: str) -> None
     statuses: Counter[int] = Counter()
     lost: list[Exception] = []
 
+    request = embed_request([str(n) for n in range(50)], head="Connection: close\r\n")
+
     def client() -> None:
         while not ended.is_set():
             try:
                 with connect(server) as connection:
-                    connection.sendall(embed_request([str(n) for n in range(50)], head="Connection: close\r\n"))
+                    connection.sendall(request)
                     statuses[read_answer(connection).status] += 1
             except Exception as error:
                 lost.append(error)

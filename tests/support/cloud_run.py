@@ -132,7 +132,10 @@ def main(arguments: list[str]) -> int:
         print(f"ERROR: (gcloud) {error}", file=sys.stderr)
         return 1
     finally:
-        path.write_text(json.dumps(run.services))
+        # a deployment that is interrupted kills its gcloud, perhaps while it writes
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(run.services))
+        part.replace(path)
     return 0
 
 
