@@ -22,15 +22,17 @@ OLD, OLDER, NEWER = f"{SERVICE}-20261126-080000-0001", "20261127-080000", "20261
 
 
 @pytest.fixture(scope="module")
-def rollout() -> Iterator[ModuleType]:
+def rollout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """The module deploy/rollout.py, imported with its own folder in the path."""
-    sys.path.insert(0, str(ROOT / "deploy"))
     spec = importlib.util.spec_from_file_location("rollout", ROOT / "deploy/rollout.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(ROOT / "deploy"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "deploy"))
+        # a deployment that is killed leaves its manifest there
+        patch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("manifests")))
+        spec.loader.exec_module(module)
+        yield module
 
 
 class Killed(BaseException):

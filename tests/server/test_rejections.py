@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,10 @@ def test_a_burst_is_not_a_full_queue(small_queue: Server) -> None:
         assert {read_answer(connection).status for connection in connections} == {200}
 
 
+# Routes whose requests wait to be tokenized.
+CAN_BE_LATE = [route for route in WAITS_FOR_A_SLOT if route[1] != "/api/show"]
+
+
 def slow_request_of(route: Route) -> bytes:
     """Return a valid request with a text that must wait to be tokenized."""
     valid = REQUESTS[route][1]
@@ -81,13 +86,16 @@ def answers_after_pause(server: Server, seconds: float, *, count_ahead: int, sto
     slow = request_of(("POST", "/tokenize"), body=json.dumps({"inputs": "!" * 60_000}).encode())
     worker = server.workers()[0]
     with ExitStack() as stack, ExitStack() as ahead, requests.Session() as session:
+        waiting = {route: stack.enter_context(connect(server)) for route in WAITS_FOR_A_SLOT}
+        for connection in waiting.values():  # it is accepted before the others come
+            connection.sendall(request_of(("GET", "/info")))
+            assert read_answer(connection).status == 200
         assert session.get(f"{server.url}/readyz", timeout=30).ok
         for _ in range(count_ahead):
             ahead.enter_context(connect(server)).sendall(slow)
-        waiting = {route: stack.enter_context(connect(server)) for route in WAITS_FOR_A_SLOT}
         for route, connection in waiting.items():
             connection.sendall(slow_request_of(route))
-        for _ in range(2):  # then everything that was sent before has been received
+        for _ in range(2):  # then what was sent before on these connections has most likely been received
             assert session.get(f"{server.url}/readyz", timeout=30).ok
         if stop:
             server.process.terminate()
@@ -105,23 +113,37 @@ def late(start: Start, tiny_model: Path) -> dict[str, dict[Route, Answer]]:
     """The answers after REQUEST_DEADLINE, and those of a server that is shutting down, by error code."""
     environ: dict[str, Any] = {"MODEL_DIR": tiny_model, "MAX_LENGTH": 64, "CPUS": 1, "CACHE_SIZE": 0}
     hasty = start(REQUEST_DEADLINE=1, **environ).wait_until_ready()
-    found = {}
-    # too few on a fast machine are done before the pause, too many on a slow one expire before it
-    for count_ahead in (20, 40, 80, 10, 160, 20, 40):
-        found["deadline_exceeded"] = answers_after_pause(hasty, 1.2, count_ahead=count_ahead)
-        if {answer.status for answer in found["deadline_exceeded"].values()} == {503}:
-            break
+
+    def exceed_the_deadline(count_ahead: int) -> dict[Route, Answer]:
+        return answers_after_pause(hasty, 1.2, count_ahead=count_ahead)
+
+    def shut_down(count_ahead: int) -> dict[Route, Answer]:
+        ending = start(**environ).wait_until_ready()
+        answers = answers_after_pause(ending, 6.7, count_ahead=count_ahead, stop=True)
+        assert "Traceback" not in ending.wait(30)
+        assert ending.process.returncode == 0
+        return answers
+
+    found = {"deadline_exceeded": until_late(exceed_the_deadline)}
     for route in WAITS_FOR_A_SLOT:
         assert ask(hasty, request_of(route)).status == 200
-    ending = start(**environ).wait_until_ready()
-    found["shutting_down"] = answers_after_pause(ending, 6.7, count_ahead=40, stop=True)
-    assert "Traceback" not in ending.wait(30)
-    assert ending.process.returncode == 0
-    return found
+    return {**found, "shutting_down": until_late(shut_down)}
+
+
+def until_late(answers_behind: Callable[[int], dict[Route, Answer]]) -> dict[Route, Answer]:
+    """Return answers that are all late, or those of the last try.
+
+    Behind too few requests some are done before the pause; behind too many some are received after it.
+    """
+    for count_ahead in (40, 20, 80, 40, 20, 80, 40):
+        answers = answers_behind(count_ahead)
+        if {answers[route].status for route in CAN_BE_LATE} == {503}:
+            break
+    return answers
 
 
 @pytest.mark.parametrize("code", ["deadline_exceeded", "shutting_down"])
-@pytest.mark.parametrize("route", as_parameters([route for route in WAITS_FOR_A_SLOT if route[1] != "/api/show"]))
+@pytest.mark.parametrize("route", as_parameters(CAN_BE_LATE))
 def test_too_late(late: dict[str, dict[Route, Answer]], code: str, route: Route) -> None:
     """A request that is late gets 503 and is not started, whether its own time is up or the server's."""
     texts = 2 if route[1] == "/similarity" else 1
