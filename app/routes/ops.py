@@ -41,6 +41,7 @@ def about() -> Response:
         {
             "name": NAME,
             "version": VERSION,
+            "status": "alive",  # for KServe's clients
             "model": {
                 "id": manifest.model,
                 "served_name": served_name(),

