@@ -1,4 +1,4 @@
-"""The graph of model_int8.onnx, written node by node from FP32 weights and quantized linear layers.
+"""The graphs of model_fp32.onnx and model_int8.onnx, written node by node from a Network.
 
 The graph is written, not transformed: every node has a reason, the same input gives the same bytes, and each layer can
 have its own form. docs/quantization.md lists the forms that were tried and the cost of each node.
@@ -10,153 +10,19 @@ adds its terms in another order with AVX-512 than with AVX2, and the integer sum
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from build import BuildError
+from build.distances import add_distances
+from build.network import LINEARS, Floats, Linear, Network, QuantizedLinear, Table
+from build.nodes import Nodes
+from build.pooling import add_pooling
 
 OPSET = 17
 MICROSOFT = "com.microsoft"  # domain of ONNX Runtime's own operators
 IR_VERSION = 10
-LINEARS = ("qkv", "attention_out", "feed_forward_in", "feed_forward_out")
-
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A linear layer y = x @ weight + bias, (seq, inputs) -> (seq, outputs), weight (inputs, outputs)."""
-
-    weight: Floats
-    bias: Floats
-
-
-@dataclass(frozen=True)
-class QuantizedLinear:
-    """A linear layer in INT8: y = q(rotate(x * smooth)) @ (weight * scale) + bias + x[:, outliers] @ outlier_weight.
-
-    weight: (inputs, outputs) int8. scale: (outputs,) float32. bias: (outputs,).
-    smooth: (inputs,), 0 for the outliers; None: all 1. outliers: (k,) int64, channels computed in FP32.
-    rotation: length of the blocks of inputs rotated by a Hadamard matrix; 1: no rotation.
-    per_token: each token is divided by its largest value before q, and multiplied by it afterwards.
-    step, zero: constants of q(x) = round(x / step) + zero, limited to 0 to 255.
-    """
-
-    weight: NDArray[np.int8]
-    scale: Floats
-    bias: Floats
-    smooth: Floats | None
-    outliers: NDArray[np.int64]
-    outlier_weight: Floats
-    rotation: int
-    per_token: bool
-    step: float
-    zero: int
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A layer normalization. scale, bias: (hidden,)."""
-
-    scale: Floats
-    bias: Floats
-    epsilon: float
-
-
-@dataclass(frozen=True)
-class Table:
-    """The word embeddings (rows, hidden) as int8: value = code * step.
-
-    step: one for the whole table, float32 (), or one for each row, (rows, 1).
-    """
-
-    codes: NDArray[np.int8]
-    step: Floats
-
-    def rows(self, ids: NDArray[np.int64]) -> "Table":
-        """Return the table with the rows of these ids only."""
-        return Table(self.codes[ids], self.step[ids] if self.step.ndim else self.step)
-
-
-@dataclass(frozen=True)
-class Network:
-    """The contents of model_fp32.onnx.
-
-    words: (vocabulary, hidden). positions: (max positions, hidden). linears, norms: by name, such as `layers.0.qkv` and
-    `layers.0.attention_norm`. prompt: the model's default prompt.
-    """
-
-    words: Floats
-    positions: Floats
-    linears: dict[str, Linear]
-    norms: dict[str, Norm]
-    layers: int
-    heads: int
-    pooling: str
-    normalize: bool
-    prompt: str
-
-    @property
-    def hidden(self) -> int:
-        return int(self.words.shape[1])
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
-
-
-def read(path: Path) -> Network:
-    """Read a file of build/export_onnx.py. Tensors are found through the nodes, which carry the modules' names.
-
-    Raises:
-        BuildError: the file was written by an older version.
-    """
-    model = onnx.load(path)
-    tensors = {item.name: item for item in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Identity" and node.input[0] in tensors:  # the exporter stores equal tensors once
-            tensors[node.output[0]] = tensors[node.input[0]]
-    facts = {item.key: item.value for item in model.metadata_props}
-    if "heads" not in facts:
-        raise BuildError(f"{path} was made by an older version: run python -m build.export_onnx --out {path.parent}.")
-
-    def tensor(node: Any, index: int) -> Floats:
-        array: Floats = numpy_helper.to_array(tensors[node.input[index]])
-        return array
-
-    weights: dict[str, Floats] = {}
-    biases: dict[str, Floats] = {}
-    norms: dict[str, Norm] = {}
-    embeddings: dict[str, Floats] = {}
-    for node in model.graph.node:
-        module = node.name.strip("/").replace("/", ".").rpartition(".")[0]
-        is_linear = module.rpartition(".")[2] in LINEARS
-        if node.op_type == "MatMul" and is_linear:
-            weights[module] = tensor(node, 1)
-        elif node.op_type == "Add" and is_linear:
-            biases[module] = tensor(node, 1 if node.input[1] in tensors else 0)
-        elif node.op_type == "LayerNormalization":
-            epsilon = next(item.f for item in node.attribute if item.name == "epsilon")
-            norms[module] = Norm(tensor(node, 1), tensor(node, 2), epsilon)
-        elif node.op_type in ("Gather", "Slice") and node.input[0] in tensors:
-            embeddings.setdefault(node.op_type, tensor(node, 0))
-    return Network(
-        words=embeddings["Gather"],
-        positions=embeddings["Slice"],
-        linears={name: Linear(weight, biases[name]) for name, weight in weights.items()},
-        norms=norms,
-        layers=len(weights) // len(LINEARS),
-        heads=int(facts["heads"]),
-        pooling=facts["pooling"],
-        normalize=facts["normalize"] == "True",
-        prompt=facts["prompt"],
-    )
 
 
 def write(
@@ -166,20 +32,21 @@ def write(
     metadata: Mapping[str, str] | None = None,
     show_inputs: bool = False,
 ) -> onnx.ModelProto:
-    """Return the graph `input_ids (texts, seq) int64` -> `embedding (texts, hidden) float32`.
+    """Return the graph `input_ids (texts, seq) int64` -> `embedding (texts, dimension) float32`.
 
     table: INT8, or FP32 to measure the linear layers alone. linears: by name, each INT8 or FP32.
     show_inputs: add each linear layer's input, (texts * seq, inputs), as an output named like the layer.
     """
     graph = _Graph(network)
     graph.shapes()
+    add_distances(graph, network)
     graph.embed(table)
     inputs = {}
     for index in range(network.layers):
-        for name, tensor in graph.layer(f"layers.{index}", linears):
+        for name, tensor in graph.layer(index, linears):
             inputs[name] = tensor
-    graph.pool()
-    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["texts", network.hidden])]
+    add_pooling(graph, network, graph.norm(graph.x, "final_norm"))
+    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["texts", network.dimension])]
     if show_inputs:
         for name, tensor in inputs.items():
             graph.node("Identity", [tensor], name)
@@ -209,25 +76,16 @@ def hadamard(length: int) -> Floats:
     return scaled
 
 
-class _Graph:
-    """Graph under construction: its nodes and tensors.
+class _Graph(Nodes):
+    """Graph under construction.
 
     x: name of the hidden states' tensor, (tokens, hidden), the tokens of all texts one after the other.
     """
 
     def __init__(self, network: Network) -> None:
+        super().__init__()
         self.network = network
-        self.nodes: list[onnx.NodeProto] = []
-        self.tensors: dict[str, NDArray[Any]] = {}
         self.x = ""
-
-    def constant(self, name: str, array: NDArray[Any]) -> str:
-        self.tensors[name] = array
-        return name
-
-    def node(self, operator: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, domain=domain, **attributes))
-        return output
 
     def shapes(self) -> None:
         """Add the shapes that depend on the number of texts and on their length, and ones for softmax's sums."""
@@ -245,8 +103,10 @@ class _Graph:
         self.node("Concat", ["one", "texts", "heads", "length", "one"], "total_shape", axis=0)
         value = numpy_helper.from_array(np.ones(1, np.float32))
         self.node("ConstantOfShape", ["total_shape"], "ones_of_heads", value=value)
+        self.constant("first", np.array([0]))  # start of a text, and axis of the positions
 
     def embed(self, table: Table | Floats) -> None:
+        network = self.network
         if isinstance(table, Table):
             self.constant("words", table.codes)
             self.node("Gather", ["words", "input_ids"], "word_codes")
@@ -257,43 +117,82 @@ class _Graph:
             self.node("Mul", ["word_floats", step], "word_rows")
         else:
             self.node("Gather", [self.constant("words", table), "input_ids"], "word_rows")
-        self.constant("positions", self.network.positions)
-        self.constant("first", np.array([0]))  # start of a text, and axis of the positions
-        self.node("Slice", ["positions", "first", "length", "first"], "position_rows")
-        self.node("Add", ["word_rows", "position_rows"], "embedded")  # (texts, seq, hidden)
-        self.node("Reshape", ["embedded", "rows_shape"], "rows")
-        self.norm("rows", "embedding_norm")
+        embedded = "word_rows"
+        if network.positions is not None:
+            self.constant("positions", network.positions)
+            if network.uncounted is None:
+                self.node("Slice", ["positions", "first", "length", "first"], "position_rows")
+            else:  # the rows are counted from 1, and the row of an uncounted token is 0
+                self.node("Equal", ["input_ids", self.constant("uncounted", np.array(network.uncounted))], "skipped")
+                self.node("Cast", [self.node("Not", ["skipped"], "is_counted")], "counted", to=TensorProto.INT64)
+                self.node("CumSum", ["counted", self.constant("along", np.array(1))], "counts")
+                self.node("Gather", ["positions", self.node("Mul", ["counts", "counted"], "ranks")], "position_rows")
+            embedded = self.node("Add", ["word_rows", "position_rows"], "embedded")  # (texts, seq, size)
+        shape = "rows_shape"
+        if network.projection:
+            shape = self.constant("embedded_shape", np.array([-1, len(network.projection.weight)]))
+        self.x = self.norm(self.node("Reshape", [embedded, shape], "rows"), "embedding_norm")
+        if network.projection:
+            self.x = self.linear("projection", self.x, network.projection)
 
-    def norm(self, tensor: str, name: str) -> None:
-        norm = self.network.norms[name]
+    def norm(self, tensor: str, name: str) -> str:
+        """Add a norm, if the network has it; return the tensor after it."""
+        norm = self.network.norms.get(name)
+        if norm is None:
+            return tensor
         scale, bias = self.constant(f"{name}.scale", norm.scale), self.constant(f"{name}.bias", norm.bias)
-        self.x = self.node("LayerNormalization", [tensor, scale, bias], name, axis=-1, epsilon=norm.epsilon)
+        return self.node("LayerNormalization", [tensor, scale, bias], name, axis=-1, epsilon=norm.epsilon)
 
-    def layer(self, name: str, linears: Mapping[str, Linear | QuantizedLinear]) -> list[tuple[str, str]]:
+    def layer(self, index: int, linears: Mapping[str, Linear | QuantizedLinear]) -> list[tuple[str, str]]:
         """Add attention and feed-forward; return (name, input tensor) of each linear layer."""
+        name = f"layers.{index}"
+        first = self.network.norms_first
         qkv, attention_out, feed_forward_in, feed_forward_out = (f"{name}.{linear}" for linear in LINEARS)
-        inputs = [(qkv, self.x)]
-        context = self.attend(name, self.linear(qkv, self.x, linears[qkv]))
+        x = self.norm(self.x, f"{name}.attention_norm") if first else self.x
+        inputs = [(qkv, x)]
+        context = self.attend(index, self.linear(qkv, x, linears[qkv]))
         inputs.append((attention_out, context))
         y = self.linear(attention_out, context, linears[attention_out])
-        self.norm(self.node("Add", [self.x, y], f"{name}.attended"), f"{name}.attention_norm")
-        inputs.append((feed_forward_in, self.x))
-        y = self.linear(feed_forward_in, self.x, linears[feed_forward_in])
-        activated = self.node("Gelu", [y], f"{name}.gelu", MICROSOFT)
+        self.x = self.node("Add", [self.x, y], f"{name}.attended")
+        if not first:
+            self.x = self.norm(self.x, f"{name}.attention_norm")
+        x = self.norm(self.x, f"{name}.feed_forward_norm") if first else self.x
+        inputs.append((feed_forward_in, x))
+        activated = self.activate(name, self.linear(feed_forward_in, x, linears[feed_forward_in]))
         inputs.append((feed_forward_out, activated))
         y = self.linear(feed_forward_out, activated, linears[feed_forward_out])
-        self.norm(self.node("Add", [self.x, y], f"{name}.fed"), f"{name}.feed_forward_norm")
+        self.x = self.node("Add", [self.x, y], f"{name}.fed")
+        if not first:
+            self.x = self.norm(self.x, f"{name}.feed_forward_norm")
         return inputs
 
-    def attend(self, name: str, qkv: str) -> str:
+    def activate(self, name: str, y: str) -> str:
+        """Add GELU or GeGLU to feed_forward_in's output."""
+        if not self.network.gated:
+            return self.node("Gelu", [y], f"{name}.gelu", MICROSOFT)
+        size = len(self.network.linears[f"{name}.feed_forward_out"].weight)
+        self.split(y, self.constant("halves", np.array([size, size])), [f"{name}.half", f"{name}.gate"], axis=1)
+        activated = self.node("Gelu", [f"{name}.half"], f"{name}.gelu", MICROSOFT)
+        return self.node("Mul", [activated, f"{name}.gate"], f"{name}.gated")
+
+    def attend(self, index: int, qkv: str) -> str:
         """Add softmax(Q K^T) V: (tokens, 3 x hidden) -> (tokens, hidden). Q's weights hold 1/sqrt(head dimension)."""
-        self.constant("thirds", np.array([1, 1, 1]))
+        network, name = self.network, f"layers.{index}"
         split = self.node("Reshape", [qkv, "qkv_shape"], f"{name}.split")
         # (3, texts, heads, seq, head_dim)
         split = self.node("Transpose", [split], f"{name}.heads", perm=[2, 0, 3, 1, 4])
         q, k, v = f"{name}.q", f"{name}.k", f"{name}.v"
-        self.nodes.append(helper.make_node("Split", [split, "thirds"], [q, k, v], name=q, axis=0))
+        if network.thetas:
+            self.split(split, self.constant("two_and_one", np.array([2, 1])), [f"{name}.qk", v], axis=0)
+            rotated = self.rotate_positions(name, f"{name}.qk", network.thetas[index])
+            self.split(rotated, self.constant("ones_each", np.array([1, 1])), [q, k], axis=0)
+        else:
+            self.split(split, self.constant("thirds", np.array([1, 1, 1])), [q, k, v], axis=0)
         scores = self.node("FusedMatMul", [q, k], f"{name}.scores", MICROSOFT, transB=1)
+        if network.relative is not None:
+            scores = self.node("Add", [scores, "relative_scores"], f"{name}.placed")
+        if network.windows and network.windows[index]:
+            scores = self.node("Add", [scores, f"window_scores.{network.windows[index]}"], f"{name}.windowed")
         # Softmax from operators whose bits depend neither on the CPU nor on the place in memory, as ReduceSum's do.
         highest = self.node("ReduceMax", [scores], f"{name}.highest", axes=[-1], keepdims=1)
         powers = self.node("Exp", [self.node("Sub", [scores, highest], f"{name}.shifted")], f"{name}.powers")
@@ -302,6 +201,17 @@ class _Graph:
         context = self.node("MatMul", [weights, v], f"{name}.context")  # (1, texts, heads, seq, head_dim)
         context = self.node("Transpose", [context], f"{name}.joined", perm=[0, 1, 3, 2, 4])
         return self.node("Reshape", [context, "rows_shape"], f"{name}.flat")
+
+    def rotate_positions(self, name: str, qk: str, theta: float) -> str:
+        """Add rotary positions: each pair (a, b) of channels i and i + head_dim / 2 turns by its angle."""
+        half = self.network.head_dim // 2
+        cos, sin = f"cos.{theta:g}.rows", f"sin.{theta:g}.rows"
+        a, b = f"{name}.a", f"{name}.b"
+        self.split(qk, self.constant("half_heads", np.array([half, half])), [a, b], axis=4)
+        left = [self.node("Mul", [a, cos], f"{name}.a_cos"), self.node("Mul", [b, sin], f"{name}.b_sin")]
+        right = [self.node("Mul", [b, cos], f"{name}.b_cos"), self.node("Mul", [a, sin], f"{name}.a_sin")]
+        halves = [self.node("Sub", left, f"{name}.turned_a"), self.node("Add", right, f"{name}.turned_b")]
+        return self.node("Concat", halves, f"{name}.turned", axis=4)
 
     def linear(self, name: str, x: str, linear: Linear | QuantizedLinear) -> str:
         bias = self.constant(f"{name}.bias", linear.bias)
@@ -339,25 +249,3 @@ class _Graph:
             outlier_weight = self.constant(f"{name}.outlier_weight", linear.outlier_weight)
             y = self.node("Gemm", [largest_columns, outlier_weight, y], f"{name}.with_outliers")
         return y
-
-    def pool(self) -> None:
-        pooling, normalize = self.network.pooling, self.network.normalize
-        output = "pooled" if normalize else "embedding"
-        self.node("Reshape", [self.x, "states_shape"], "states")  # (texts, seq, hidden)
-        self.constant("first_row", np.array(0))
-        if pooling == "mean":
-            # A product adds up the tokens of one text and of several in the same order, ReduceMean does not. With one
-            # row instead of two, ONNX Runtime would take another kernel for one text.
-            self.constant("ones", np.ones((2, len(self.network.positions)), np.float32))
-            self.node("Slice", ["ones", "first", "length", "one"], "ones_of_text")
-            self.node("MatMul", ["ones_of_text", "states"], "sums")
-            self.node("Gather", ["sums", "first_row"], "sum", axis=1)
-            self.node("Cast", ["length"], "tokens", to=TensorProto.FLOAT)
-            self.node("Div", ["sum", "tokens"], output)
-        else:
-            self.node("Gather", ["states", "first_row"], output, axis=1)
-        if normalize:
-            # as torch.nn.functional.normalize, also for a vector of zeros
-            length = self.node("ReduceL2", ["pooled"], "norm", axes=[1], keepdims=1)
-            limit = self.constant("least_norm", np.array(1e-12, np.float32))
-            self.node("Div", ["pooled", self.node("Max", [length, limit], "divisor")], "embedding")

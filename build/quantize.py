@@ -30,8 +30,8 @@ from tokenizers import Tokenizer
 from app.engine.manifest import TOKENIZER
 from build import BuildError, cli, files, graph
 from build.export_onnx import FP32
-from build.graph import Linear, Network, QuantizedLinear
-from build.quantize_linear import Ids, fold_smoothing, measure_inputs
+from build.network import Ids, Linear, Network, QuantizedLinear, read
+from build.quantize_linear import fold_smoothing, measure_inputs
 from build.search import Evaluator, Search, choose_table
 from build.texts import calibration, calibration_sha256
 
@@ -72,7 +72,7 @@ def quantize(out: Path, effort: str = "default") -> str:
     """
     if not (out / FP32).is_file():
         raise BuildError(f"There is no {out / FP32}: run python -m build.export_onnx --out {out} first.")
-    network = graph.read(out / FP32)
+    network = read(out / FP32)
     ids = token_ids(out / TOKENIZER, network, [text for lines in calibration().values() for text in lines])
     evaluator = Evaluator(network, ids if effort == "best" else ids[::SEARCH_EVERY])
     table, table_name = choose_table(evaluator)
@@ -108,7 +108,7 @@ def effort_of(out: Path) -> str:
 def token_ids(tokenizer_file: Path, network: Network, texts: list[str]) -> list[Ids]:
     """Return the token ids of texts, (seq,) each, as the server computes them: with the default prompt, truncated."""
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    tokenizer.enable_truncation(min(CALIBRATION_TOKENS, len(network.positions)))
+    tokenizer.enable_truncation(min(CALIBRATION_TOKENS, network.max_positions))
     return [np.array(tokenizer.encode(network.prompt + text).ids, np.int64) for text in texts]
 
 

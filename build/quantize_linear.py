@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from build import graph
 from build.forms import SMOOTHING, Form
 from build.gptq import quantize_weight
-from build.graph import Floats, Linear, Network, QuantizedLinear
+from build.network import Floats, Ids, Linear, Network, QuantizedLinear
 
 # Longest rotated block of channels; a power of two.
 ROTATION = 32
@@ -21,8 +20,6 @@ MAX_OUTLIERS = 1 / 8
 SAMPLED_TOKENS = 8
 # Share of the tokens that a constant scale clips at either end: the steps of all others are finer.
 TOKENS_CLIPPED = 0.005
-
-Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -53,15 +50,15 @@ def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
 
 def measure_inputs(network: Network, ids: list[Ids]) -> dict[str, InputStatistics]:
     """Run texts, (seq,) ids each, in FP32 and return the input statistics of each linear layer."""
-    words, inverse = np.unique(np.concatenate(ids), return_inverse=True)
-    session = open_session(graph.write(network, network.words[words], network.linears, show_inputs=True))
+    of_words, _, texts = network.of_words(ids)
+    session = open_session(graph.write(of_words, of_words.words, network.linears, show_inputs=True))
     names = [output.name for output in session.get_outputs()][1:]
     sizes = {name: len(network.linears[name].weight) for name in names}
     low = {name: np.full(size, np.inf, np.float32) for name, size in sizes.items()}
     high = {name: np.full(size, -np.inf, np.float32) for name, size in sizes.items()}
     moments = {name: np.zeros((size, size), np.float32) for name, size in sizes.items()}
     samples: dict[str, list[Floats]] = {name: [] for name in names}
-    for item in np.split(inverse.astype(np.int64), np.cumsum([len(item) for item in ids])[:-1]):
+    for item in texts:
         for name, x in zip(names, session.run(names, {"input_ids": item[None]}), strict=True):
             low[name], high[name] = np.minimum(low[name], x.min(0)), np.maximum(high[name], x.max(0))
             moments[name] += x.T @ x / len(x)

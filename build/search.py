@@ -1,7 +1,7 @@
 """Search: chooses the table of words and the form of each linear layer by measuring the whole model's vectors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from build import graph
 from build.forms import FORMS, IN_FP32, SMOOTHING, SMOOTHINGS, Form, kind_of
-from build.graph import Floats, Linear, Network, QuantizedLinear, Table
-from build.quantize_linear import Ids, InputStatistics, open_session, quantize_linear
+from build.network import LINEARS, Floats, Ids, Linear, Network, QuantizedLinear, Table
+from build.quantize_linear import InputStatistics, open_session, quantize_linear
 from build.similarity import cosines, unit
 
 # Limits of the loss, 1 - cosine to FP32, table of words included: mean and 99th percentile. Where all vectors of a
@@ -35,10 +35,9 @@ class Evaluator:
     """
 
     def __init__(self, network: Network, ids: list[Ids]) -> None:
-        self.words, inverse = np.unique(np.concatenate(ids), return_inverse=True)
-        self.ids = np.split(inverse.astype(np.int64), np.cumsum([len(item) for item in ids])[:-1])
         self.network = network
-        self.reference = self._embed(graph.write(network, network.words[self.words], network.linears))
+        self._of_words, self.words, self.ids = network.of_words(ids)
+        self.reference = self._embed(graph.write(self._of_words, self._of_words.words, network.linears))
         spread = 1 - float(np.sum(unit(self.reference).mean(0) ** 2))
         self.allowed_loss = min(MAX_MEAN_LOSS, MAX_MEAN_LOSS_OF_SPREAD * spread)
 
@@ -46,6 +45,7 @@ class Evaluator:
         self, network: Network, table: Table, linears: Mapping[str, Linear | QuantizedLinear]
     ) -> NDArray[np.float64]:
         """Return the loss of each text, (texts,). table: rows of self.words."""
+        network = replace(network, uncounted=self._of_words.uncounted)
         return 1 - cosines(self._embed(graph.write(network, table, linears)), self.reference)
 
     def _embed(self, model: onnx.ModelProto) -> Floats:
@@ -112,7 +112,7 @@ class Search:
 
     def _choose_smoothing(self) -> None:
         """Set the exponent of each kind of layer to the best one of SMOOTHINGS."""
-        for kind in graph.LINEARS:
+        for kind in LINEARS:
             if kind == "attention_out":
                 continue  # fold_smoothing has fixed it already
             losses = {}

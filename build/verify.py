@@ -65,7 +65,7 @@ def _main(options: argparse.Namespace) -> None:
         source = fetch(options.model, options.revision, options.fallback)
         source = replace(source, model=options.name or source.model)
         model = export_onnx.load(source.folder)
-        run_step(model, export_onnx.inspect(model), source, options.out, key, bar)
+        run_step(model, export_onnx.inspect(model)[1], source, options.out, key, bar)
     cli.warn(source.warning)
 
 

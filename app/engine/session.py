@@ -28,8 +28,7 @@ RUN_TOKENS = 120
 class Session:
     """An open model file. Thread-safe.
 
-    It takes texts of equal length, input_ids (texts, seq), as model_int8.onnx does, or one text, input_ids (seq,), as
-    model_fp32.onnx does.
+    It takes texts of equal length, input_ids (texts, seq), or one text, input_ids (seq,), as the files of 0.1.0 do.
 
     Raises:
         BootError: the file cannot be opened, or has other inputs, or other outputs than vectors of the manifest's

@@ -18,6 +18,7 @@ from build import BuildError, export_onnx, graph, quantize, search
 from build.__main__ import main
 from build.forms import Form
 from build.gptq import LARGEST, PAIR_SUM, quantize_weight
+from build.network import Linear, Network, Norm, read
 from build.quantize import INT8
 from build.quantize_linear import measure_inputs, quantize_linear
 from build.similarity import cosines
@@ -48,10 +49,7 @@ print(onnxruntime.__file__)
 def embed(model: onnx.ModelProto | Path) -> Floats:
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     session = ort.InferenceSession(source, providers=["CPUExecutionProvider"])
-    takes_several = len(session.get_inputs()[0].shape) == 2
-    return np.array(
-        [session.run(["embedding"], {"input_ids": ids[None] if takes_several else ids})[0] for ids in IDS]
-    ).reshape(len(IDS), -1)
+    return np.concatenate([session.run(["embedding"], {"input_ids": ids[None]})[0] for ids in IDS])
 
 
 def weights(path: Path) -> dict[str, NDArray[Any]]:
@@ -91,11 +89,15 @@ def test_rounding_serves_the_outputs_not_the_weights() -> None:
     assert errors[0] < 0.3 * errors[1]
 
 
-def test_the_graph_in_fp32_equals_the_export(tiny_model: Path) -> None:
-    """The graph written node by node in FP32 computes the same function as the export."""
-    network = graph.read(tiny_model / "model_fp32.onnx")
-    written = embed(graph.write(network, network.words, network.linears))
-    np.testing.assert_allclose(written, embed(tiny_model / "model_fp32.onnx"), atol=2e-6)
+def test_the_fp32_file_keeps_the_network(tiny_model: Path) -> None:
+    """The graph of the network that is read from the FP32 file is the file's own."""
+    network = read(tiny_model / "model_fp32.onnx")
+    written = graph.write(network, network.words, network.linears).graph
+    file = onnx.load(tiny_model / "model_fp32.onnx").graph
+    assert list(written.node) == list(file.node)
+    for ours, found in zip(written.initializer, file.initializer, strict=True):
+        assert ours.name == found.name
+        np.testing.assert_array_equal(numpy_helper.to_array(ours), numpy_helper.to_array(found))
 
 
 def assert_same_bits_in_any_run(folder: Path, rounds: int) -> None:
@@ -115,25 +117,25 @@ def test_the_same_bits_in_any_run(full_size_model: Path) -> None:
     assert_same_bits_in_any_run(full_size_model, 40)
 
 
-def harder(network: graph.Network, factor: float) -> graph.Network:
+def harder(network: Network, factor: float) -> Network:
     """Return the same function with one channel of the norms' outputs and GELU's inputs `factor` times the others."""
     linears, norms = dict(network.linears), dict(network.norms)
     for index in range(network.layers):
         name = f"layers.{index}.attention_norm"
         scale = norms[name].scale.copy()
         scale[3] *= factor
-        norms[name] = graph.Norm(scale, norms[name].bias, norms[name].epsilon)
+        norms[name] = Norm(scale, norms[name].bias, norms[name].epsilon)
         linear = linears[f"layers.{index}.feed_forward_in"]
         weight = linear.weight.copy()
         weight[3] /= factor
         weight[:, 5] *= factor
-        linears[f"layers.{index}.feed_forward_in"] = graph.Linear(weight, linear.bias)
-    return graph.Network(**{**vars(network), "linears": linears, "norms": norms})
+        linears[f"layers.{index}.feed_forward_in"] = Linear(weight, linear.bias)
+    return Network(**{**vars(network), "linears": linears, "norms": norms})
 
 
 def test_each_form_is_nearer_than_plain_int8(tiny_model: Path) -> None:
     """On a network with outliers, each form has a fraction of plain INT8's error."""
-    network = harder(graph.read(tiny_model / "model_fp32.onnx"), 30)
+    network = harder(read(tiny_model / "model_fp32.onnx"), 30)
     ids = [np.array([2, *range(5 + n, 60 + n), 3], np.int64) for n in range(0, 40, 4)]
     inputs = measure_inputs(network, ids)
     reference = embed(graph.write(network, network.words, network.linears))
@@ -212,10 +214,8 @@ def test_vectors_close_together_do_not_send_every_layer_to_fp32(tiny_model: Path
     path = tmp_path / "model_fp32.onnx"
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
     model = onnx.load(path)
-    norm = [node for node in model.graph.node if node.op_type == "LayerNormalization"][-1]
-    bias = np.full(32, 3, np.float32)
-    model.graph.initializer.append(numpy_helper.from_array(bias, "high"))
-    norm.input[2] = "high"
+    (bias,) = [item for item in model.graph.initializer if item.name == "layers.1.feed_forward_norm.bias"]
+    bias.CopyFrom(numpy_helper.from_array(np.full(32, 3, np.float32), bias.name))
     onnx.save_model(model, path, save_as_external_data=True, location="model_fp32.onnx.data")
     recipe = quantize.quantize(tmp_path)
     assert ", 8 are in FP32" not in recipe

@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors, trainers
 
 from app.engine import chunks
 from app.engine import tokenizer as tokenizer_module
@@ -53,6 +53,46 @@ def collapsed_into_a_mark() -> Any:
     return normalizers.Sequence([normalizers.NFKC(), normalizers.Strip(left=False, right=True), collapse])
 
 
+def bytes_of(normalizer: Any, *, add_prefix_space: bool) -> tokenizers.Tokenizer:
+    """Train a small BPE tokenizer of bytes: RoBERTa's kind, and ModernBERT's with NFC."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIALS[:5], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS), "  ".join(WORDS)] * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+def without_words() -> tokenizers.Tokenizer:
+    """Return a small tokenizer of Llama's kind, as ruri-v3 has it: spaces become marks, and nothing splits a text."""
+    names = ["▁", "▁▁", *"abcdefghijklmnopqrstuvwxyz", "▁a", "▁next", "next", "▁a▁b", "東", "京", "東京"]
+    fallback = [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
+    vocabulary = [*((name, 0.0) for name in SPECIALS[:5]), *fallback, *((name, -2.0 - len(name)) for name in names)]
+    tokenizer = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=False)
+    tokenizer.add_special_tokens(SPECIALS[:5])
+    return tokenizer
+
+
+def cased_word_piece() -> tokenizers.Tokenizer:
+    """Return a small tokenizer of BERT's kind that keeps capitals and accents."""
+    vocabulary = dict.fromkeys([*SPECIALS, *"abcdeABCDE東京。éÉ", "next", "##t", "##a", "##B"])
+    numbered = {name: number for number, name in enumerate(vocabulary)}
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(numbered, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", numbered["[SEP]"]), ("<s>", 0))
+    tokenizer.add_special_tokens(SPECIALS)
+    return tokenizer
+
+
 def small_pairs() -> dict[str, Pair]:
     """Return the app's tokenizer and the library's, by name."""
     made = {
@@ -61,6 +101,11 @@ def small_pairs() -> dict[str, Pair]:
         "<mask> takes the white space after it": xlm_roberta(rstrip=True),
         "only NFKC": xlm_roberta(normalizer=normalizers.NFKC()),
         "collapsed into a mark": xlm_roberta(normalizer=collapsed_into_a_mark()),
+        "RoBERTa's bytes": bytes_of(None, add_prefix_space=False),
+        "bytes, a space first": bytes_of(None, add_prefix_space=True),
+        "ModernBERT's bytes": bytes_of(normalizers.NFC(), add_prefix_space=False),
+        "without words": without_words(),
+        "cased WordPiece": cased_word_piece(),
     }
     return {name: (Tokenizer(library), library) for name, library in made.items()}
 
@@ -120,8 +165,8 @@ def book(white: str, characters: int) -> str:
 @pytest.mark.parametrize("name", SMALL)
 @settings(max_examples=300, deadline=None)
 @given(parts=st.lists(st.one_of(st.sampled_from(PARTS), st.sampled_from(SPACES), st.text(max_size=2)), max_size=30))
-def test_any_text_of_unigram(name: str, parts: list[str]) -> None:
-    """Any text of words, marks, special tokens, odd characters and white space has the library's tokens (Unigram)."""
+def test_any_text(name: str, parts: list[str]) -> None:
+    """Any text of words, marks, special tokens, odd characters and white space has the library's tokens."""
     assert is_equal(SMALL[name], "".join(parts).encode("utf-8", "ignore").decode())
 
 

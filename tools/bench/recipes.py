@@ -42,9 +42,10 @@ from app.engine.manifest import TOKENIZER
 from build import graph, quantize
 from build.export_onnx import FP32
 from build.forms import FORMS, SMOOTHING, Form, kind_of
-from build.graph import MICROSOFT, Floats, Linear, Network, QuantizedLinear, Table
+from build.graph import MICROSOFT
+from build.network import LINEARS, Floats, Ids, Linear, Network, QuantizedLinear, Table, read
 from build.quantize import INT8, token_ids
-from build.quantize_linear import Ids, InputStatistics, fold_smoothing, measure_inputs, quantize_linear
+from build.quantize_linear import InputStatistics, fold_smoothing, measure_inputs, quantize_linear
 from build.similarity import Matrix, cosines, neighbour_overlap
 from build.texts import calibration, held_out, pairs
 from tests.support import ROOT
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def print_recipes(folder: Path, source: str, scratch: Path) -> None:
-    network = graph.read(folder / FP32)
+    network = read(folder / FP32)
     file = chosen_file(folder, scratch)
     recipes = list(built(network, folder, file, source, scratch))
     groups = held_out()
@@ -184,7 +185,7 @@ def built(network: Network, folder: Path, file: Path, source: str, scratch: Path
     usual = scratch / "usual.onnx"
     quantize_dynamic(plain, usual, weight_type=QuantType.QInt8)
     yield Recipe("`quantize_dynamic` of that (usual)", usual, plain=True)
-    yield Recipe("one-text graph, FP32", folder / FP32)
+    yield Recipe("own graph, FP32", folder / FP32)
     reduced = scratch / "reduced.onnx"
     quantize_dynamic(folder / FP32, reduced, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
     yield Recipe("`quantize_dynamic` of that, per channel, reduced range", reduced)
@@ -636,7 +637,7 @@ def relative_speeds(runs: Mapping[int, Callable[[Ids], object]], ids: list[Ids])
 
 def print_profile(folder: Path, tokens: int, scratch: Path) -> None:
     """Print the operators that take the time of one short text, by ONNX Runtime's profiler."""
-    network = graph.read(folder / FP32)
+    network = read(folder / FP32)
     file = chosen_file(folder, scratch)
     columns = [profiled(file, tokens, scratch, None)]
     try:
@@ -677,7 +678,7 @@ def profiled(file: Path, tokens: int, scratch: Path, environ: Mapping[str, str] 
 
 def label_of(operator: str, name: str) -> str:
     """Return the purpose of a node, and for matrix products its place in the layer."""
-    kind = next((kind for kind in graph.LINEARS if f".{kind}." in name), "")
+    kind = next((kind for kind in LINEARS if f".{kind}." in name), "")
     if operator == "QuantizeLinear" and not kind:
         kind = "attention_out"  # ONNX Runtime moves it before the Transpose and names it after the context
     if operator in ("QuantizeLinear", "MatMulIntegerToFloat", "Gemm", "MatMul", "FusedMatMul", "Mul"):

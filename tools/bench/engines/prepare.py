@@ -107,13 +107,13 @@ def weights(folder: Path, adapter: str) -> Iterator[Path]:
 
 
 def _calibration(model: Path) -> str:
-    from build import graph
     from build.export_onnx import FP32
+    from build.network import read
     from build.quantize import token_ids
     from build.texts import calibration
 
     texts = [text for lines in calibration().values() for text in lines][:QUANTIZED_TEXTS]
-    return json.dumps([ids.tolist() for ids in token_ids(model / TOKENIZER, graph.read(model / FP32), texts)])
+    return json.dumps([ids.tolist() for ids in token_ids(model / TOKENIZER, read(model / FP32), texts)])
 
 
 def _folder(name: str, model: Path) -> Path:
