@@ -45,11 +45,13 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
             logger.warning("%s", model_folder.manifest.warning)
         encoder = Encoder.load(
             model_folder,
-            max_length=settings.max_length,
+            max_length=settings.max_length or model_folder.manifest.max_seq_length,
             threads=settings.capacity,
             cache_size=settings.cache_size,
             default_prompt_name=settings.default_prompt_name,
         )
+        if encoder.max_length != model_folder.manifest.max_seq_length:
+            logger.info("%s", _lengths(encoder))
     app = App(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # an unknown path gets 404 in JSON, not a redirect
     app.extensions["settings"] = settings
@@ -70,6 +72,15 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     routes = [(method, rule.rule) for rule in rules for method in rule.methods or () if method in metrics.METHODS]
     metrics.declare(routes, VERSION, encoder.model_folder)
     return app
+
+
+def _lengths(encoder: Encoder) -> str:
+    """Return what MAX_LENGTH means where it is not the model's own limit."""
+    served, own = encoder.max_length, encoder.model_folder.manifest.max_seq_length
+    return (
+        f"Texts are cut at {served} tokens (MAX_LENGTH), by sentence-transformers at the model's own limit of {own}: "
+        f"texts over {min(served, own)} tokens have other vectors than there. MAX_LENGTH=model takes the model's own."
+    )
 
 
 def _error_fields(app: Flask) -> Callable[[str], ErrorFields | None]:

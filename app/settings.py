@@ -71,7 +71,8 @@ class Settings:
     model_dir: Path = Path("model")
     model_path: Path = Path("model_int8.onnx")
     tokenizer_path: Path = Path("tokenizer/")
-    max_length: int = field(default=MAX_LENGTH, metadata={"min": 3, "unit": "tokens"})
+    # 0, or in the environment "model": the model's own limit.
+    max_length: int = field(default=MAX_LENGTH, metadata={"min": 3, "unit": "tokens", "words": {"model": 0}})
     # Empty: all addresses, IPv4 and IPv6.
     host: str = field(default="", metadata={"address": True})
     # or: the variable that counts if the first is not set. Vertex AI sets it.
@@ -142,11 +143,14 @@ def _parse(name: str, text: str, kind: Any, limits: dict[str, Any]) -> Any:
         if text.lower() not in limits["choices"]:
             raise BootError(f"{name} is {text!r}; it must be one of {', '.join(limits['choices'])}.")
         return text.lower()
+    words: dict[str, int] = limits.get("words", {})
+    if text.lower() in words:
+        return words[text.lower()]
     least, most = limits["min"], limits.get("max", math.inf)
     expected = f"a whole number from {least} to {most}" if "max" in limits else f"a whole number of at least {least}"
     # isdecimal() accepts digits of other scripts, int() underscores
     if not (text.isascii() and text.isdigit() and len(text) < 19) or not least <= int(text) <= most:
-        raise BootError(f"{name} is {text!r}; it must be {expected}.")
+        raise BootError(f"{name} is {text!r}; it must be {', or '.join([expected, *words])}.")
     return int(text)
 
 

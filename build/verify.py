@@ -24,7 +24,7 @@ from app.engine import BootError, cpu
 from app.engine.encoder import MAX_LENGTH, Encoder
 from app.engine.manifest import CHARACTERS, CL100K, MANIFEST, PIECES, TOKENIZER, Golden, Manifest
 from app.engine.model_folder import REPORT, SPEED, ModelFolder, sha256
-from build import BuildError, cli, evaluate, export_onnx, files, plots, small_vectors
+from build import BuildError, cli, evaluate, export_onnx, files, lengths, plots, small_vectors
 from build.build_key import build_key
 from build.evaluate import Report
 from build.export_onnx import FP32, ModelFacts
@@ -117,7 +117,7 @@ def verify(
     encoders = {name: _open(draft, out / name, max_length) for name in (FP32, INT8)}
     golden = {name: encoder.encode([GOLDEN_TEXT], prompt="").vectors[0].tolist() for name, encoder in encoders.items()}
     fp32 = encoders[FP32].encode(texts).vectors
-    strange_vectors = {name: encoder.encode(strange).vectors for name, encoder in encoders.items()}
+    strange_output = {name: encoder.encode(strange) for name, encoder in encoders.items()}
     progress()
     output = encoders[INT8].encode(unseen)
     progress()
@@ -125,7 +125,16 @@ def verify(
     int8_range = small_vectors.int8_range(encoders[INT8].encode(_flat(calibration())[0]).vectors)
     length_of = [evaluate.length_group(*item) for item in zip(output.tokens[:n], truncated, strict=True)]
     alone = np.concatenate([encoders[INT8].encode([text]).vectors for text in reversed(texts + strange)])[::-1]
-    together = np.concatenate([int8[:n], strange_vectors[INT8]])
+    together = np.concatenate([int8[:n], strange_output[INT8].vectors])
+    own = facts.max_seq_length
+    own_limit = lengths.measure(
+        model,
+        {name: _open(draft, out / file, own) for name, file in (("fp32", FP32), ("int8", INT8))},
+        together,
+        texts + strange,
+        output.tokens[:n] + strange_output[INT8].tokens,
+        [own, max_length],
+    )
     report: Report = {
         "model": source.model,
         "revision": source.revision,
@@ -137,9 +146,12 @@ def verify(
         "int8": evaluate.accuracy(int8[:n], reference[:n], group_of, length_of),
         "unlike": {
             "texts": len(strange),
-            "fp32": evaluate.cosine_figures(cosines(strange_vectors[FP32], strange_reference)),
-            "int8": evaluate.figures_by_group(cosines(strange_vectors[INT8], strange_reference), strange_group_of),
+            "fp32": evaluate.cosine_figures(cosines(strange_output[FP32].vectors, strange_reference)),
+            "int8": evaluate.figures_by_group(
+                cosines(strange_output[INT8].vectors, strange_reference), strange_group_of
+            ),
         },
+        "own_limit": own_limit,
         "pairs": {"texts": len(unseen) - n, **evaluate.cosine_figures(cosines(int8[n:], reference[n:]))},
         "retrieval": evaluate.retrieval(int8[n:], reference[n:]),
         "neighbours": evaluate.neighbours(int8, reference, unseen),
@@ -193,6 +205,11 @@ def failed_checks(report: Report) -> list[str]:
                 (report["unlike"]["int8"], INT8_UNLIKE_COSINE, " on texts unlike the calibration's"),
             )
             for name, least in limits.items()
+        ),
+        *(
+            (own["min"] >= least, f"At the model's own limit {name}'s least cosine is {own['min']}, below {least}.")
+            for name, least in (("fp32", FP32_MIN_COSINE), ("int8", INT8_UNLIKE_COSINE["min"]))
+            if (own := report["own_limit"].get(name))
         ),
         (
             difference < INT8_PAIRWISE_DIFFERENCE,
@@ -270,6 +287,7 @@ def _summary(report: Report) -> Report:
         "int8": {name: report["int8"][name] for name in short},
         "fp32": {name: report["fp32"][name] for name in short},
         "unlike": {name: report["unlike"]["int8"][name] for name in ("mean", "p1", "min")},
+        "own_limit": lengths.summary(report["own_limit"]),
         "pairs": report["pairs"],
         "retrieval": report["retrieval"],
         "neighbours": report["neighbours"],

@@ -168,6 +168,21 @@ def test_supported_variants(tmp_path: Path, variant: dict[str, Any]) -> None:
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1) == variant.get("normalize", False)
 
 
+def test_the_models_own_limit(tiny_source: Path, tmp_path: Path) -> None:
+    """The proof measures texts over the model's own limit there, too, and what serving them longer changes."""
+    model = export_onnx.load(tiny_source)
+    model.max_seq_length = 32
+    facts = export_onnx.export(model, tmp_path)
+    quantize.quantize(tmp_path)
+    report, _ = verify.verify(model, facts, Source(tiny_source, "tiny"), tmp_path, "key")
+    own = report["own_limit"]
+    assert (own["model"], own["served"]) == (32, 128) and own["texts"] > 50
+    assert own["fp32"]["min"] >= 0.99999 and own["int8"]["min"] >= 0.995
+    assert own["int8_as_served"]["mean"] < 0.99
+    quality = json.loads((tmp_path / "manifest.json").read_text())["quality"]["own_limit"]
+    assert quality["int8_as_served_mean"] == own["int8_as_served"]["mean"]
+
+
 @pytest.mark.parametrize(
     ("variant", "message"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 import pytest
+import requests
 from onnx import TensorProto, helper
 
 from app.engine.model_folder import sha256
@@ -124,7 +125,17 @@ def test_a_model_with_other_inputs(start: Start, copy: Path) -> None:
 def test_a_malformed_variable(start: Start) -> None:
     """A malformed variable is named, with its value."""
     reason = boot_failure(start(MAX_LENGTH="long"))
-    assert reason == "Error: MAX_LENGTH is 'long'; it must be a whole number of at least 3."
+    assert reason == "Error: MAX_LENGTH is 'long'; it must be a whole number of at least 3, or model."
+
+
+def test_the_models_own_limit(start: Start, tiny_model: Path) -> None:
+    """MAX_LENGTH=model cuts where sentence-transformers does; another limit is told at the start."""
+    own = start(MODEL_DIR=tiny_model, MAX_LENGTH="model").wait_until_ready()
+    assert requests.get(own.url, timeout=10).json()["max_length"] == 128
+    assert "Texts are cut at" not in own.stop()
+    other = start(MODEL_DIR=tiny_model, MAX_LENGTH=64).wait_until_ready()
+    said = other.stop()
+    assert "Texts are cut at 64 tokens (MAX_LENGTH), by sentence-transformers at the model's own limit of 128: " in said
 
 
 def test_a_max_length_over_the_model(start: Start, tiny_model: Path) -> None:

@@ -1,0 +1,48 @@
+"""Lengths: the vectors at the model's own limit, where sentence-transformers truncates, beside those at MAX_LENGTH.
+
+Texts up to the smaller of the two have the same vectors at both. A longer one is another text after truncation.
+"""
+
+from typing import Any
+
+from app.engine.encoder import Encoder
+from build import evaluate
+from build.evaluate import Report
+from build.similarity import Matrix, cosines
+
+
+def measure(
+    model: Any, at_own_limit: dict[str, Encoder], served: Matrix, texts: list[str], tokens: list[int], limits: list[int]
+) -> Report:
+    """Return the report of the texts that are longer than the smaller limit.
+
+    Args:
+        model: the original, a SentenceTransformer.
+        at_own_limit: encoders that truncate at the model's own limit, by the names of the report.
+        served: the texts' INT8 vectors as they are served, (n, dim).
+        tokens: the texts' lengths.
+        limits: the model's own limit and the served one, tokens.
+
+    Returns: the limits, the number of these texts and, if there are any, cosines to the original that truncates at its
+        own limit: of each encoder, and of the served vectors (int8_as_served).
+    """
+    long = [index for index, length in enumerate(tokens) if length > min(limits)] if limits[0] != limits[1] else []
+    report: Report = {"model": limits[0], "served": limits[1], "texts": len(long)}
+    if not long:
+        return report
+    some = [texts[index] for index in long]
+    model.max_seq_length = limits[0]
+    reference = evaluate.reference_vectors(model, some)
+    vectors = {name: encoder.encode(some).vectors for name, encoder in at_own_limit.items()}
+    vectors["int8_as_served"] = served[long]
+    return {**report, **{name: evaluate.cosine_figures(cosines(rows, reference)) for name, rows in vectors.items()}}
+
+
+def summary(report: Report) -> Report:
+    """Return the figures that GET / shows."""
+    return {
+        name if figure is None else f"{name}_{figure}": value if figure is None else value[figure]
+        for name, value in report.items()
+        for figure in (("mean", "min") if isinstance(value, dict) else (None,))
+        if name != "fp32"
+    }
