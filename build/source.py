@@ -17,8 +17,10 @@ DEFAULT_MODEL = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
 # Commit of the default model, written by `make pins`; None: its main branch on the day of the build.
 DEFAULT_REVISION: str | None = None
 CACHE = Path(__file__).parent.parent / ".cache"
-# Files that sentence-transformers reads. Repositories also hold the same weights for other frameworks.
-TEXT_FILES = ["*.json", "*.txt", "*.model"]
+# Files that sentence-transformers reads. Repositories also hold the same weights for other frameworks, and as pickles,
+# which can run code.
+WEIGHTS = ".safetensors"
+WANTED = ["*.json", "*.txt", "*.model", f"*{WEIGHTS}"]
 OTHER_FRAMEWORKS = ["onnx/*", "openvino/*", "coreml/*"]
 
 
@@ -107,15 +109,14 @@ def _download(model: str, revision: str | None) -> Source:
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub import errors as hub
-    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub import snapshot_download
 
     try:
         info = HfApi().model_info(model, revision=revision, timeout=10)
-        names = {file.rfilename for file in info.siblings or []}
+        if not any(file.rfilename.endswith(WEIGHTS) for file in info.siblings or []):
+            raise BuildError(f"{model} has no weights as {WEIGHTS}, and others can run code.")
         # by name, not by info.sha: the cache finds only branches and tags by name without the hub
-        folder = snapshot_download(
-            model, revision=revision, allow_patterns=_wanted(names), ignore_patterns=OTHER_FRAMEWORKS
-        )
+        folder = snapshot_download(model, revision=revision, allow_patterns=WANTED, ignore_patterns=OTHER_FRAMEWORKS)
     except hub.HFValidationError as error:
         raise BuildError(f"{model!r} is neither a folder nor a hub id: {error}") from None
     except hub.GatedRepoError:
@@ -139,14 +140,10 @@ def _download(model: str, revision: str | None) -> Source:
         if isinstance(error, hub.HfHubHTTPError) and error.response.status_code in (400, 401, 403, 404):
             raise BuildError(f"The hub refuses {model}: {reason}") from None
         try:
-            names = {file.path for file in get_cached_repo_tree(model, revision=revision)}
-        except hub.CachedRepoTreeNotFoundError:  # an older client's cache
-            names = set()
-        try:
             folder = snapshot_download(
                 model,
                 revision=revision,
-                allow_patterns=_wanted(names),
+                allow_patterns=WANTED,
                 ignore_patterns=OTHER_FRAMEWORKS,
                 local_files_only=True,
             )
@@ -155,10 +152,3 @@ def _download(model: str, revision: str | None) -> Source:
     except OSError as error:
         raise BuildError(f"{model} cannot be downloaded: {error}") from None
     return Source(Path(folder), model, os.path.basename(folder))
-
-
-def _wanted(names: set[str]) -> list[str]:
-    """Return patterns of the files to download from a repository with these files."""
-    others = tuple(pattern.rstrip("*") for pattern in OTHER_FRAMEWORKS)
-    has_safetensors = any(name.endswith(".safetensors") and not name.startswith(others) for name in names)
-    return [*TEXT_FILES, "*.safetensors" if has_safetensors else "*pytorch_model*.bin"]

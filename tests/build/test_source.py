@@ -148,17 +148,21 @@ def assert_unreachable(run: Run, folder: Path, model: str, reason: str) -> None:
     assert_refused(run, folder, first, f"Two ways on: {ways}")
 
 
-@pytest.mark.parametrize("model, weights", [("org/tiny", "model.safetensors"), ("org/old", "pytorch_model.bin")])
-def test_only_what_is_needed_is_downloaded(
-    model: str, weights: str, hub: Hub, tmp_path: Path, tiny_source: Path
-) -> None:
-    """Only text files and one form of the weights are downloaded."""
-    source = fetch(tmp_path, hub.url, model)
-    texts = {path.relative_to(tiny_source).as_posix() for path in tiny_source.rglob("*.json")}
-    assert {"modules.json", "1_Pooling/config.json", "tokenizer.json"} <= texts
-    assert hub.asked[MAIN] == {f"{model}/{name}" for name in {*texts, weights}}
-    for name in (*texts, weights):
-        assert (source.folder / name).read_bytes() == hub.repositories[model][name]
+def test_only_what_is_needed_is_downloaded(hub: Hub, tmp_path: Path, tiny_source: Path) -> None:
+    """Only text files and safetensors are downloaded."""
+    source = fetch(tmp_path, hub.url, "org/tiny")
+    names = {path.relative_to(tiny_source).as_posix() for path in tiny_source.rglob("*.json")} | {"model.safetensors"}
+    assert {"modules.json", "1_Pooling/config.json", "tokenizer.json"} <= names
+    assert hub.asked[MAIN] == {f"org/tiny/{name}" for name in names}
+    for name in names:
+        assert (source.folder / name).read_bytes() == hub.repositories["org/tiny"][name]
+
+
+def test_a_model_without_safetensors(hub: Hub, tmp_path: Path) -> None:
+    """A model with pickles only is refused before anything is downloaded."""
+    run = build(tmp_path, hub.url, "--model", "org/old")
+    assert_refused(run, tmp_path, "error: org/old has no weights as .safetensors, and others can run code.")
+    assert not any(hub.asked.values())
 
 
 @pytest.mark.parametrize("revision, commit", [(None, MAIN), ("main", MAIN), ("v1", OLDER), (OLDER, OLDER)])
@@ -178,7 +182,7 @@ def test_a_build_from_the_hub_says_the_commit(hub: Hub, tmp_path: Path) -> None:
     assert shown == {"model": "org/tiny", "revision": OLDER, "warning": None, "stand_in": False}
 
 
-@pytest.mark.parametrize("model, revision", [("org/tiny", None), ("org/old", "v1"), ("org/tiny", OLDER)])
+@pytest.mark.parametrize("model, revision", [("org/tiny", None), ("org/tiny", "v1"), ("org/tiny", OLDER)])
 @pytest.mark.parametrize("answers", [False, True])
 def test_a_model_downloaded_before_needs_no_hub(
     model: str, revision: str | None, answers: bool, hub: Hub, dead_hub: str, tmp_path: Path
@@ -189,11 +193,10 @@ def test_a_model_downloaded_before_needs_no_hub(
     assert fetch(tmp_path, hub.url if answers else dead_hub, model, revision) == downloaded
 
 
-@pytest.mark.parametrize("model, weights", [("org/tiny", "model.safetensors"), ("org/old", "pytorch_model.bin")])
-def test_half_a_download_is_not_used(model: str, weights: str, hub: Hub, dead_hub: str, tmp_path: Path) -> None:
+def test_half_a_download_is_not_used(hub: Hub, dead_hub: str, tmp_path: Path) -> None:
     """A cache without the weights is refused when the hub cannot be reached."""
-    (fetch(tmp_path, hub.url, model).folder / weights).unlink()
-    assert_unreachable(build(tmp_path, dead_hub, "--model", model), tmp_path, model, "Connection refused")
+    (fetch(tmp_path, hub.url, "org/tiny").folder / "model.safetensors").unlink()
+    assert_unreachable(build(tmp_path, dead_hub, "--model", "org/tiny"), tmp_path, "org/tiny", "Connection refused")
 
 
 def test_an_unreachable_hub_is_an_error_with_two_ways_on(dead_hub: str, tmp_path: Path) -> None:
