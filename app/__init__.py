@@ -75,7 +75,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
 
 
 def _lengths(encoder: Encoder) -> str:
-    """Return what MAX_LENGTH means where it is not the model's own limit."""
+    """Return a sentence about MAX_LENGTH where it is not the model's own limit."""
     served, own = encoder.max_length, encoder.model_folder.manifest.max_seq_length
     return (
         f"Texts are cut at {served} tokens (MAX_LENGTH), by sentence-transformers at the model's own limit of {own}: "

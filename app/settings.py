@@ -30,7 +30,7 @@ PATH = re.compile(r"(?:/[\w.:@-]+)+", re.ASCII)
 # https://huggingface.co/docs/text-embeddings-inference/cli_arguments
 # https://michaelfeil.eu/infinity/latest/cli_v2/
 _CHOSEN = "the model is chosen when its folder is built (MODEL, REVISION)"
-_ONE_BY_ONE = "texts are computed one by one, CPUS of them at once"
+_BY_LENGTH = "texts of equal length are computed together, by themselves"
 WITHOUT_EFFECT = {
     "THREADS": "CPUS sets how many texts are computed at once",
     "MODEL_ID": _CHOSEN,
@@ -41,8 +41,8 @@ WITHOUT_EFFECT = {
     "DEFAULT_PROMPT": "DEFAULT_PROMPT_NAME chooses one of the model's prompts, and a request may have its own",
     "MAX_CONCURRENT_REQUESTS": "MAX_QUEUE limits the requests that wait",
     "MAX_CLIENT_BATCH_SIZE": "MAX_TEXTS limits the texts of a request",
-    "MAX_BATCH_TOKENS": _ONE_BY_ONE,
-    "MAX_BATCH_REQUESTS": _ONE_BY_ONE,
+    "MAX_BATCH_TOKENS": _BY_LENGTH,
+    "MAX_BATCH_REQUESTS": _BY_LENGTH,
     "TOKENIZATION_WORKERS": "WEB_CONCURRENCY sets the number of processes",
     "PAYLOAD_LIMIT": "MAX_BODY_BYTES limits a request's body",
     "UDS_PATH": "the server listens on PORT",
@@ -56,7 +56,7 @@ WITHOUT_EFFECT = {
     "INFINITY_PORT": "PORT sets the port",
     "INFINITY_API_KEY": "API_KEY sets the keys",
     "INFINITY_QUEUE_SIZE": "MAX_QUEUE limits the requests that wait",
-    "INFINITY_BATCH_SIZE": _ONE_BY_ONE,
+    "INFINITY_BATCH_SIZE": _BY_LENGTH,
     "INFINITY_DTYPE": "MODEL_PATH chooses between INT8 and FP32",
     "INFINITY_URL_PREFIX": "the API is at / and at /v1",
     "INFINITY_PERMISSIVE_CORS": "CORS_ORIGINS lists the origins",

@@ -1,4 +1,4 @@
-"""Distances: what the scores of two tokens get from their places: rotary positions, windows, relative positions."""
+"""Distances: the parts of attention that depend on the places of two tokens."""
 
 import numpy as np
 

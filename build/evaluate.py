@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -99,14 +100,24 @@ def neighbours(vectors: Matrix, reference: Matrix, texts: list[str]) -> Report:
     return {"texts": len(distinct), "nearest": NEAREST, "overlap": round(overlap, 7)}
 
 
-def token_counts_equal(model: Any, encoder: Encoder, texts: list[str]) -> bool:
-    """Return whether the encoder counts the tokens as the model's own tokenizer does.
+def length_difference(vectors: Matrix, reference: Matrix) -> float:
+    """Return the largest relative difference of a vector's length, (n, dim) against (n, dim)."""
+    lengths, wanted = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (vectors, reference))
+    return round(float(np.abs(lengths / wanted - 1).max()), 7)
 
-    The texts are also joined to one long text, which the encoder cuts into chunks.
+
+def tokens_equal(model: Any, encoder: Encoder, texts: list[str]) -> bool:
+    """Return whether the encoder's token ids are those of the model's own tokenizer.
+
+    The texts are also joined to one long text, which the encoder cuts into chunks, and there are texts with the
+    tokenizer's special tokens.
     """
-    counted = [*texts, " ".join(texts)]
-    lengths = [len(model.tokenizer(text, truncation=False, verbose=False)["input_ids"]) for text in counted]
-    return lengths == encoder.encode(counted, prompt="").tokens
+    every = [*texts, " ".join(texts), *(f"a {token} b{token}" for token in model.tokenizer.all_special_tokens)]
+    return all(
+        encoder.tokenizer.encode(text, sys.maxsize, encoder.runner).ids.tolist()
+        == model.tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        for text in every
+    )
 
 
 def token_ids_equal(out: Path, tokenizer: str, texts: list[str]) -> bool:

@@ -137,7 +137,7 @@ class Network:
         return len(self.dense[-1].bias) if self.dense else self.hidden
 
     def facts(self) -> str:
-        """Return what is not a tensor, as JSON."""
+        """Return the fields that are no tensors, as JSON."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         plain = {name: value for name, value in values.items() if name in _FACTS}
         epsilon = {name: norm.epsilon for name, norm in self.norms.items()}

@@ -60,8 +60,8 @@ def fetch(model: str, revision: str | None = None, fallback: str | None = None) 
     if Path(model).is_dir():
         if revision is not None:
             raise BuildError(f"--revision {revision} goes with a hub id, and {model} is a folder.")
-        if not (Path(model) / "modules.json").is_file():
-            raise BuildError(f"{model} is not a sentence-transformers folder: it has no modules.json.")
+        if not any((Path(model) / name).is_file() for name in ("modules.json", "config.json")):
+            raise BuildError(f"{model} is not the folder of a model: it has neither modules.json nor config.json.")
         return Source(Path(model), Path(model).resolve().name)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise BuildError(f"There is no folder {model}.")

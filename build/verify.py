@@ -41,6 +41,7 @@ GOLDEN_MIN_COSINE = {FP32: 0.99999, INT8: 0.999}
 # a few weights may be rounded differently. The overlap also depends on how close a model's vectors lie, and finding
 # translations on whether the model knows the languages.
 FP32_MIN_COSINE = 0.99999
+FP32_LENGTH_DIFFERENCE = 0.001  # relative; a cosine does not see a wrong scale
 INT8_COSINE = {"mean": 0.9995, "p1": 0.9985, "min": 0.997}
 INT8_UNLIKE_COSINE = {"mean": 0.999, "min": 0.995}
 INT8_PAIRWISE_DIFFERENCE = 0.005
@@ -142,7 +143,10 @@ def verify(
         "texts": n,
         "max_length": max_length,
         "truncated": sum(truncated),
-        "fp32": evaluate.accuracy(fp32, reference[:n], group_of, length_of),
+        "fp32": {
+            **evaluate.accuracy(fp32, reference[:n], group_of, length_of),
+            "length_difference": evaluate.length_difference(fp32, reference[:n]),
+        },
         "int8": evaluate.accuracy(int8[:n], reference[:n], group_of, length_of),
         "unlike": {
             "texts": len(strange),
@@ -157,7 +161,7 @@ def verify(
         "neighbours": evaluate.neighbours(int8, reference, unseen),
         "small_vectors": small_vectors.measure(int8, unseen, len(translations), int8_range),
         "invariance": {"alone_equals_together": bool(np.array_equal(alone, together))},
-        "tokens_equal": evaluate.token_counts_equal(model, encoders[INT8], texts + strange)
+        "tokens_equal": evaluate.tokens_equal(model, encoders[INT8], texts + strange)
         and evaluate.token_ids_equal(out, draft.tokenizer, unseen + strange),
         "bytes": {name: files.size(out, name) for name in (FP32, INT8)},
     }
@@ -198,6 +202,10 @@ def failed_checks(report: Report) -> list[str]:
             (least >= FP32_MIN_COSINE, f"FP32's least cosine is {least}, below {FP32_MIN_COSINE}.")
             for least in (fp32["min"], report["unlike"]["fp32"]["min"])
         ),
+        (
+            fp32["length_difference"] < FP32_LENGTH_DIFFERENCE,
+            f"FP32's vectors differ in length by {fp32['length_difference']}, not below {FP32_LENGTH_DIFFERENCE}.",
+        ),
         *(
             (figures[name] >= least, f"INT8's {name} cosine{where} is {figures[name]}, below {least}.")
             for figures, limits, where in (
@@ -231,7 +239,7 @@ def failed_checks(report: Report) -> list[str]:
             f"Vectors of int8 keep {small['neighbours']} of the nearest neighbours, below {INT8_NEIGHBOURS}.",
         ),
         (report["invariance"]["alone_equals_together"], "A text's INT8 vector depends on its neighbours."),
-        (report["tokens_equal"], "The tokens counted are not those of the model's own tokenizer."),
+        (report["tokens_equal"], "The tokens are not those of the model's own tokenizer."),
     ]
     return [sentence for passed, sentence in checks if not passed]  # a comparison with NaN is False
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from build.architectures.parts import array, check, linear, norm, qkv
+from build.architectures import parts
+from build.architectures.parts import array, check, linear, norm
 from build.network import Linear, Network
 
 
@@ -12,17 +13,17 @@ def read(model: Any) -> Network:
     linears: dict[str, Linear] = {}
     norms = {"embedding_norm": norm(embeddings.LayerNorm)}
     for index, layer in enumerate(model.encoder.layer):
-        name, attention = f"layers.{index}", layer.attention.self
-        linears |= {
-            f"{name}.qkv": qkv(attention.query, attention.key, attention.value, config.num_attention_heads),
-            f"{name}.attention_out": linear(layer.attention.output.dense),
-            f"{name}.feed_forward_in": linear(layer.intermediate.dense),
-            f"{name}.feed_forward_out": linear(layer.output.dense),
-        }
-        norms |= {
-            f"{name}.attention_norm": norm(layer.attention.output.LayerNorm),
-            f"{name}.feed_forward_norm": norm(layer.output.LayerNorm),
-        }
+        attention = layer.attention.self
+        found = parts.layer(
+            index,
+            parts.qkv(attention.query, attention.key, attention.value, config.num_attention_heads),
+            layer.attention.output.dense,
+            layer.attention.output.LayerNorm,
+            layer.intermediate.dense,
+            layer.output.dense,
+            layer.output.LayerNorm,
+        )
+        linears, norms = linears | found[0], norms | found[1]
     # All tokens have the first type, so its row belongs to the positions.
     positions = array(embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0])
     # RoBERTa counts its positions from padding_idx + 1, and not the tokens <pad>, which all have position padding_idx.

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from build.architectures.parts import array, check, linear, norm, qkv
+from build.architectures import parts
+from build.architectures.parts import array, check, norm
 from build.network import Linear, Network
 
 
@@ -12,17 +13,17 @@ def read(model: Any) -> Network:
     linears: dict[str, Linear] = {}
     norms = {"embedding_norm": norm(embeddings.LayerNorm)}
     for index, layer in enumerate(model.transformer.layer):
-        name, attention = f"layers.{index}", layer.attention
-        linears |= {
-            f"{name}.qkv": qkv(attention.q_lin, attention.k_lin, attention.v_lin, config.n_heads),
-            f"{name}.attention_out": linear(attention.out_lin),
-            f"{name}.feed_forward_in": linear(layer.ffn.lin1),
-            f"{name}.feed_forward_out": linear(layer.ffn.lin2),
-        }
-        norms |= {
-            f"{name}.attention_norm": norm(layer.sa_layer_norm),
-            f"{name}.feed_forward_norm": norm(layer.output_layer_norm),
-        }
+        attention = layer.attention
+        found = parts.layer(
+            index,
+            parts.qkv(attention.q_lin, attention.k_lin, attention.v_lin, config.n_heads),
+            attention.out_lin,
+            layer.sa_layer_norm,
+            layer.ffn.lin1,
+            layer.ffn.lin2,
+            layer.output_layer_norm,
+        )
+        linears, norms = linears | found[0], norms | found[1]
     positions = array(embeddings.position_embeddings.weight)
     return Network(
         words=array(embeddings.word_embeddings.weight),

@@ -4,32 +4,36 @@ from typing import Any
 
 import torch
 
-from build.architectures.parts import array, check, linear, norm, qkv
+from build.architectures import parts
+from build.architectures.parts import array, check, norm
 from build.network import Linear, Network
+
+# Number of kinds of distances, which MPNetEncoder.compute_position_bias does not read from the configuration.
+BUCKETS = 32
 
 
 def read(model: Any) -> Network:
     config, embeddings, encoder = model.config, model.embeddings, model.encoder
-    check(config, hidden_act="gelu")
+    check(config, hidden_act="gelu", relative_attention_num_buckets=BUCKETS)
     linears: dict[str, Linear] = {}
     norms = {"embedding_norm": norm(embeddings.LayerNorm)}
     for index, layer in enumerate(encoder.layer):
-        name, attention = f"layers.{index}", layer.attention.attn
-        linears |= {
-            f"{name}.qkv": qkv(attention.q, attention.k, attention.v, config.num_attention_heads),
-            f"{name}.attention_out": linear(attention.o),
-            f"{name}.feed_forward_in": linear(layer.intermediate.dense),
-            f"{name}.feed_forward_out": linear(layer.output.dense),
-        }
-        norms |= {
-            f"{name}.attention_norm": norm(layer.attention.LayerNorm),
-            f"{name}.feed_forward_norm": norm(layer.output.LayerNorm),
-        }
+        attention = layer.attention.attn
+        found = parts.layer(
+            index,
+            parts.qkv(attention.q, attention.k, attention.v, config.num_attention_heads),
+            attention.o,
+            layer.attention.LayerNorm,
+            layer.intermediate.dense,
+            layer.output.dense,
+            layer.output.LayerNorm,
+        )
+        linears, norms = linears | found[0], norms | found[1]
     uncounted = embeddings.padding_idx
     positions = array(embeddings.position_embeddings.weight)[uncounted:]
     most = len(positions) - 1
     # by the distance of key to query, from -(most - 1) to most - 1, as MPNetEncoder.compute_position_bias
-    buckets = encoder.relative_position_bucket(torch.arange(1 - most, most), num_buckets=32)
+    buckets = encoder.relative_position_bucket(torch.arange(1 - most, most), num_buckets=BUCKETS)
     return Network(
         words=array(embeddings.word_embeddings.weight),
         positions=positions,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from build import BuildError
-from build.network import Floats, Linear, Norm
+from build.network import LINEARS, Floats, Linear, Norm
 
 
 def check(config: Any, **supported: Any) -> None:
@@ -34,6 +34,18 @@ def norm(module: Any) -> Norm:
     """Return a torch.nn.LayerNorm; without a bias it gets one of zeros."""
     scale = array(module.weight)
     return Norm(scale, array(module.bias) if module.bias is not None else np.zeros_like(scale), module.eps)
+
+
+def layer(
+    index: int, qkv: Linear, out: Any, norm_of_attention: Any, feed_in: Any, feed_out: Any, norm_of_feed_forward: Any
+) -> tuple[dict[str, Linear], dict[str, Norm]]:
+    """Return the linear layers and norms of one transformer layer by their names."""
+    name = f"layers.{index}"
+    linears = dict(zip(LINEARS, (qkv, linear(out), linear(feed_in), linear(feed_out)), strict=True))
+    norms = {"attention_norm": norm(norm_of_attention), "feed_forward_norm": norm(norm_of_feed_forward)}
+    return {f"{name}.{kind}": item for kind, item in linears.items()}, {
+        f"{name}.{kind}": n for kind, n in norms.items()
+    }
 
 
 def qkv(q: Any, k: Any, v: Any, heads: int) -> Linear:

@@ -1,7 +1,9 @@
 """Every architecture that the build takes, as a tiny random model: exact, the same bits in any run, and in INT8."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from numpy.typing import NDArray
 
 from build import BuildError, architectures, export_onnx, quantize
 from build.export_onnx import FP32
+from build.network import read
 from build.quantize import INT8
 from build.similarity import cosines
+from build.source import fetch
 from tests.support import tiny_model as tiny
 
 Floats = NDArray[np.float32]
-# What each architecture's configuration needs besides the sizes.
+# Arguments of tiny_model.write() for each architecture.
 VARIANTS: dict[str, dict[str, Any]] = {
     "BertModel": {},
     "CamembertModel": {"specials": tiny.SPECIALS_OF_ROBERTA},
@@ -103,8 +107,7 @@ def test_int8(built: Built) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"])
-@pytest.mark.parametrize("normalize", [False, True])
-def test_poolings_and_dense(tmp_path: Path, pooling: str, normalize: bool) -> None:
+def test_poolings_and_dense(tmp_path: Path, pooling: str) -> None:
     """Every pooling, with layers after it or without, gives the original's vectors, and the same bits in any run."""
     import torch
     from sentence_transformers.base.modules import Dense
@@ -112,7 +115,7 @@ def test_poolings_and_dense(tmp_path: Path, pooling: str, normalize: bool) -> No
     torch.manual_seed(2)
     layers = (Dense(32, 48), Dense(48, 24, bias=False, activation_function=torch.nn.Identity()))
     for name, dense in (("plain", ()), ("dense", layers)):
-        model = Built(tmp_path / name, pooling=pooling, dense=dense, normalize=normalize)
+        model = Built(tmp_path / name, pooling=pooling, dense=dense, normalize=pooling in ("mean", "max", "cls"))
         vectors = model.embed(TEXTS)
         np.testing.assert_allclose(vectors, model.reference(TEXTS), atol=2e-5)
         assert vectors.shape[1] == model.facts.dimension == (24 if dense else 32)
@@ -139,10 +142,89 @@ def test_half_precision(tmp_path: Path, dtype: str) -> None:
 
 def test_a_folder_of_transformers_alone(tmp_path: Path) -> None:
     """A folder without modules.json has mean pooling, as in sentence-transformers."""
+    backbone = tiny.write(tmp_path / "source") / "backbone"
+    export_onnx.export(export_onnx.load(fetch(str(backbone)).folder), tmp_path / "model")
+    assert read(tmp_path / "model" / FP32).pooling == "mean"
+
+
+def refuse(folder: Path, sentence: str) -> None:
+    """Check that a folder is refused with this sentence before anything is written."""
+    with pytest.raises(BuildError, match=re.escape(sentence)):
+        export_onnx.export(export_onnx.load(folder), folder / "model")
+    assert not (folder / "model").exists()
+
+
+def change(file: Path, **fields: Any) -> None:
+    """Set fields of a JSON file; None removes one."""
+    content = {**(json.loads(file.read_text()) if file.is_file() else {}), **fields}
+    file.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+def change_weights(source: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = source / "model.safetensors"
+    save_file(changed(load_file(file)), file, metadata={"format": "pt"})
+
+
+def test_missing_weights(tmp_path: Path) -> None:
+    """A model that lacks weights is refused: transformers would take random ones."""
     source = tiny.write(tmp_path / "source")
-    backbone = shutil.copytree(source / "backbone", tmp_path / "bare")
-    facts = export_onnx.export(export_onnx.load(backbone), tmp_path / "model")
-    assert (facts.pooling, facts.normalize, facts.max_seq_length) == ("mean", False, LIMIT)
+    change_weights(
+        source, lambda weights: {name: value for name, value in weights.items() if "layer.1.output" not in name}
+    )
+    refuse(source, "has no weights, or others, for 4 tensors, such as encoder.layer.1.output.LayerNorm.bias.")
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "sentence"),
+    [
+        ("config_sentence_transformers.json", {"model_type": "CrossEncoder"}, "The model is a CrossEncoder; supported"),
+        ("config_sentence_transformers.json", {"truncate_dim": 16}, "The model's truncate_dim is 16; not supported"),
+        ("2_Normalize/config.json", {"module_output_name": "other"}, "The model's module_output_name is 'other'"),
+        ("tokenizer_config.json", {"split_special_tokens": True}, "The model's split_special_tokens is True"),
+        ("tokenizer_config.json", {"truncation_side": "left"}, "The model's truncation_side is 'left'"),
+        (
+            "sentence_bert_config.json",
+            {"module_output_name": "sentence_embedding"},
+            "The model's module_output_name is",
+        ),
+        ("sentence_bert_config.json", {"max_seq_length": 1}, "The model's max_seq_length is 1; it must be at least 3."),
+        ("config.json", {"num_hidden_layers": 0}, "The model has no layers."),
+    ],
+)
+def test_options_that_are_not_supported(tmp_path: Path, file: str, fields: dict[str, Any], sentence: str) -> None:
+    """An option that would change the vectors is refused by its name."""
+    source = tiny.write(tmp_path / "source", normalize=True)
+    (source / file).parent.mkdir(exist_ok=True)
+    change(source / file, **fields)
+    if "num_hidden_layers" in fields:
+        change_weights(
+            source, lambda weights: {name: value for name, value in weights.items() if ".layer." not in name}
+        )
+    refuse(source, sentence)
+
+
+def test_an_activation_of_its_own(tmp_path: Path) -> None:
+    """A Dense module with a function that sentence-transformers would replace is refused."""
+    from sentence_transformers.base.modules import Dense
+
+    source = tiny.write(tmp_path / "source", dense=(Dense(32, 16),))
+    change(source / "2_Dense/config.json", activation_function="own_module.Swish")
+    refuse(source, "The activation of a Dense module is own_module.Swish; supported are Identity and Tanh.")
+
+
+def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
+    """A tokenizer whose files are missing, or with tokens that the model does not have, is refused."""
+    source = tiny.write(tmp_path / "source")
+    other = shutil.copytree(source, tmp_path / "other")
+    content = json.loads((source / "tokenizer.json").read_text())
+    content["model"]["vocab"]["extra"] = len(content["model"]["vocab"])
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    refuse(source, "The tokenizer has the token id")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (other / name).unlink()
+    refuse(other, "has no tokens but the special ones: its files are missing.")
 
 
 def test_no_code_of_a_folder_is_run(tmp_path: Path) -> None:
@@ -153,9 +235,6 @@ def test_no_code_of_a_folder_is_run(tmp_path: Path) -> None:
     other = shutil.copytree(source, tmp_path / "other")
     (other / "modules.json").write_text(json.dumps(modules))
     (other / "own_module.py").write_text("raise SystemExit('it was run')")
-    with pytest.raises(BuildError, match="modules.json names own_module.Transformer; only sentence-transformers' own"):
-        export_onnx.load(other)
-    shutil.rmtree(source / "backbone")
+    refuse(other, "The model's modules.json names own_module.Transformer; supported are Transformer, Pooling, ")
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
-    with pytest.raises(BuildError, match="has its weights as .bin, which can run code; supported is .safetensors."):
-        export_onnx.load(source)
+    refuse(source, "pytorch_model.bin has weights that can run code; supported is .safetensors.")

@@ -85,6 +85,7 @@ def test_the_same_build_twice_gives_the_same_bytes(tiny_source: Path, tiny_model
     ("part", "figure", "limit", "good", "bad"),
     [
         ("fp32", "min", verify.FP32_MIN_COSINE, 0, -1e-5),
+        ("fp32", "length_difference", verify.FP32_LENGTH_DIFFERENCE, -1e-6, 0),
         *(("int8", name, least, 0, -1e-4) for name, least in verify.INT8_COSINE.items()),
         ("unlike.fp32", "min", verify.FP32_MIN_COSINE, 0, -1e-5),
         *(("unlike.int8", name, least, 0, -1e-4) for name, least in verify.INT8_UNLIKE_COSINE.items()),
@@ -220,7 +221,7 @@ def test_unsupported_module(tmp_path: Path, tiny_source: Path, capsys: pytest.Ca
     model.append(Dropout(0.1))
     model.save(str(tmp_path / "source"), create_model_card=False)
     assert main(["--model", str(tmp_path / "source"), "--out", str(tmp_path / "model")]) == 1
-    assert "The model's modules are Transformer -> Pooling -> Dropout" in capsys.readouterr().err
+    assert "modules.dropout.Dropout; supported are Transformer, Pooling, Dense, Normalize." in capsys.readouterr().err
 
 
 def test_a_broken_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,6 +320,18 @@ def test_a_model_that_falls_short(tiny_source: Path, tmp_path: Path, monkeypatch
         verify.verify(model, facts, Source(tiny_source, "tiny"), out, "key")
     assert (out / "report.json").is_file()
     assert not (out / "manifest.json").exists()
+
+
+def test_a_wrong_scale_falls_short(tiny_source: Path, tmp_path: Path) -> None:
+    """A graph whose vectors have the right directions and other lengths fails the gate."""
+    out = tmp_path / "model"
+    model = export_onnx.load(tiny_source)
+    model[1].pooling_mode = "mean_sqrt_len_tokens"
+    facts = export_onnx.export(model, out)
+    quantize.quantize(out)
+    model[1].pooling_mode = "mean"
+    with pytest.raises(BuildError, match="FP32's vectors differ in length by"):
+        verify.verify(model, facts, Source(tiny_source, "tiny"), out, "key")
 
 
 def test_a_wrong_graph_falls_short(tiny_source: Path, tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_the_stand_in_takes_an_unreachable_hubs_place_where_allowed(dead_hub: st
         (["./nope"], "There is no folder ./nope."),
         (["/nope"], "There is no folder /nope."),
         (["a/b/c"], "There is no folder a/b/c."),
-        (["build"], "build is not a sentence-transformers folder: it has no modules.json."),
+        (["build"], "build is not the folder of a model: it has neither modules.json nor config.json."),
         (["build", "--revision", "v1"], "--revision v1 goes with a hub id, and build is a folder."),
     ],
 )

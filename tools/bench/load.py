@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import orjson
 import requests
 
+from app.engine.manifest import Manifest
 from app.settings import Settings
 from build.texts import texts
 from tests.support import ROOT
@@ -48,7 +50,7 @@ def settings() -> Settings:
         sys.exit("The measurements need wrk: apt-get install wrk")
     if not (found.model_dir / "manifest.json").is_file():
         sys.exit(f"There is no model in {found.model_dir}/: run `make run` or `make model` first.")
-    return found
+    return replace(found, max_length=found.max_length or Manifest.load(found.model_dir).max_seq_length)
 
 
 def mixed_texts() -> list[str]:
