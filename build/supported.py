@@ -131,7 +131,7 @@ def _json(file: Path, default: Any) -> Any:
     try:
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else default
     except (OSError, ValueError) as error:
-        raise BuildError(f"{file} cannot be read: {error}") from error
+        raise BuildError(f"sentence-transformers cannot load {file.parent}: {file.name}: {error}") from error
     if type(content) is not type(default) or (default and not content):
         raise BuildError(f"{file} has no {'list' if isinstance(default, list) else 'object'} of JSON.")
     return content

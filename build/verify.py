@@ -293,7 +293,7 @@ def _summary(report: Report) -> Report:
     return {
         "texts": report["texts"],
         "int8": {name: report["int8"][name] for name in short},
-        "fp32": {name: report["fp32"][name] for name in short},
+        "fp32": {name: report["fp32"][name] for name in (*short, "length_difference")},
         "unlike": {name: report["unlike"]["int8"][name] for name in ("mean", "p1", "min")},
         "own_limit": lengths.summary(report["own_limit"]),
         "pairs": report["pairs"],

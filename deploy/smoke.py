@@ -22,6 +22,7 @@ from typing import Any
 
 # The gate of build/verify.py, which is not in the image; a test keeps them equal.
 FP32_MIN_COSINE = 0.99999
+FP32_LENGTH_DIFFERENCE = 0.001
 INT8_COSINE = {"mean": 0.9995, "p1": 0.9985, "min": 0.997}
 INT8_UNLIKE_COSINE = {"mean": 0.999, "min": 0.995}
 INT8_PAIRWISE_DIFFERENCE = 0.005
@@ -153,6 +154,9 @@ def quality(server: Server) -> str:
     difference, overlap = int8["pairwise_difference"], figures["neighbours"]["overlap"]
     if not fp32 >= FP32_MIN_COSINE:
         raise Failed(f"FP32's least cosine is {fp32}, below {FP32_MIN_COSINE}.")
+    if not figures["fp32"]["length_difference"] < FP32_LENGTH_DIFFERENCE:
+        lengths = figures["fp32"]["length_difference"]
+        raise Failed(f"FP32's vectors differ in length by {lengths}, not below {FP32_LENGTH_DIFFERENCE}.")
     for measured, limits, where in (
         (int8, INT8_COSINE, ""),
         (figures["unlike"], INT8_UNLIKE_COSINE, " on texts unlike the calibration's"),

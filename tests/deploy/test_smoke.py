@@ -28,7 +28,7 @@ def server(start: Callable[..., Server], tiny_model: Path) -> Server:
 def test_the_smoke_check_has_the_builds_gate() -> None:
     """smoke.py has the limits of build/verify.py."""
     gate = {name: value for name, value in vars(verify).items() if name.startswith(("FP32_", "INT8_"))}
-    assert len(gate) == 6
+    assert len(gate) == 7
     assert {name: SMOKE[name] for name in gate} == gate
 
 
@@ -68,6 +68,7 @@ def test_smoke_with_a_key(start: Callable[..., Server], tiny_model: Path) -> Non
     [
         (model(stand_in=True), "The model is the "),
         (quality("fp32", "min", 0.9999), "FP32's least cosine is 0.9999, below 0.99999"),
+        (quality("fp32", "length_difference", 0.01), "FP32's vectors differ in length by 0.01, not below 0.001"),
         (quality("int8", "mean", 0.9), f"INT8's mean cosine is 0.9, below {verify.INT8_COSINE['mean']}"),
         (quality("int8", "p1", 0.8), f"INT8's p1 cosine is 0.8, below {verify.INT8_COSINE['p1']}"),
         (quality("int8", "min", 0.7), f"INT8's min cosine is 0.7, below {verify.INT8_COSINE['min']}"),

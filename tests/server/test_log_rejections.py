@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.http import HUGE_BATCH, connect, embed_request, read_answer
+from tests.support.http import HUGE_BATCH, connect, embed_request, long_texts, read_answer
 from tests.support.log import LONG, SPAN, TRACE, Line, line_of, line_where, post_request, send_slow_requests
 from tests.support.metrics import Scrape, wait_until_queued
 from tests.support.server import Server, Start
@@ -102,7 +102,7 @@ def test_a_flood_of_rejections(start: Start, tiny_model: Path) -> None:
     )
     server.wait_until_ready()
     with ExitStack() as stack:
-        stack.enter_context(connect(server)).sendall(embed_request(HUGE_BATCH[:30_000]))
+        stack.enter_context(connect(server)).sendall(embed_request(long_texts(HUGE_BATCH[:30_000])))
         wait_until_queued(server, 1)
         connection = stack.enter_context(connect(server))
         for _ in range(2000):

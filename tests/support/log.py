@@ -16,8 +16,8 @@ SECRET_KEYS = ("first-SECRETKEY", "second-SECRETKEY")
 BEARER = f"Authorization: Bearer {SECRET_KEYS[1]}\r\n"
 TRACE = "105445aa7843bc8bf206b12000100000"
 SPAN = "00f067aa0ba902b7"
-# A body of more than two seconds of work.
-LONG = {"texts": [f"{n}" for n in range(7_000)], "prompt": "a " * 500}
+# A body of more than two seconds of work, most of it tokenizing, which the estimate of a request does not count.
+LONG = {"texts": [f"{n} {'b ' * 300}" for n in range(7_000)], "prompt": "a " * 500}
 # A body whose text must wait to be tokenized, which takes a twentieth of a second.
 SLOW = json.dumps({"inputs": "!" * 90_000})
 # Bytes that a pipe takes in one piece, whatever others write into it (PIPE_BUF).
