@@ -387,7 +387,7 @@ os.execvp("gunicorn", ["gunicorn"])
     [
         ({"MODEL_PATH": "model_other.onnx"}, "Model file not found: model/model_other.onnx"),
         ({"TOKENIZER_PATH": "/nowhere"}, "Tokenizer file not found: /nowhere/"),
-        ({"MAX_LENGTH": "many"}, "MAX_LENGTH is 'many'; it must be a whole number of at least 3."),
+        ({"MAX_LENGTH": "many"}, "MAX_LENGTH is 'many'; it must be a whole number of at least 3, or model."),
     ],
 )
 def test_a_failed_start(environ: dict[str, str], message: str) -> None:
