@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from flask import Flask
@@ -52,6 +53,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         )
         if encoder.max_length != model_folder.manifest.max_seq_length:
             logger.info("%s", _lengths(encoder))
+    settings = replace(settings, max_length=encoder.max_length)
     app = App(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # an unknown path gets 404 in JSON, not a redirect
     app.extensions["settings"] = settings

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 
 from app.engine.manifest import TOKENIZER
-from build import BuildError, architectures, cl100k, cli, files, supported, unigram
+from build import BuildError, architectures, cl100k, cli, files, graph, supported, unigram
 from build.architectures import parts
-from build.graph import write
 from build.network import FACTS, Network
 from build.source import Source, fetch
 
@@ -124,14 +123,9 @@ def export(model: Any, out: Path) -> ModelFacts:
     Raises:
         BuildError: the model is not supported. Nothing was written.
     """
-    import onnx
-
     network, facts = inspect(model)
     tokenizer = tokenizer_json(model)
-    graph = write(network, network.words, network.linears, {FACTS: network.facts()})
-    with files.replacing(out, FP32, f"{FP32}.data") as part:
-        # Large tensors are stored beside the graph, so that they are memory-mapped.
-        onnx.save_model(graph, part / FP32, save_as_external_data=True, location=f"{FP32}.data", size_threshold=1024)
+    graph.save(graph.write(network, network.words, network.linears, {FACTS: network.facts()}), out, FP32)
     with files.replacing(out, TOKENIZER) as part:
         (part / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     unigram.write(out)

@@ -10,11 +10,13 @@ adds its terms in another order with AVX-512 than with AVX2, and the integer sum
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from build import files
 from build.distances import add_distances
 from build.network import LINEARS, Floats, Linear, Network, QuantizedLinear, Table
 from build.nodes import Nodes
@@ -65,6 +67,12 @@ def write(
     )
     helper.set_model_props(model, dict(metadata or {}))
     return model
+
+
+def save(model: onnx.ModelProto, out: Path, name: str) -> None:
+    """Write OUT/name; large tensors are stored beside the graph, in OUT/name.data, so that they are memory-mapped."""
+    with files.replacing(out, name, f"{name}.data") as part:
+        onnx.save_model(model, part / name, save_as_external_data=True, location=f"{name}.data", size_threshold=1024)
 
 
 def hadamard(length: int) -> Floats:

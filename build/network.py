@@ -138,10 +138,8 @@ class Network:
 
     def facts(self) -> str:
         """Return the fields that are no tensors, as JSON."""
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        plain = {name: value for name, value in values.items() if name in _FACTS}
         epsilon = {name: norm.epsilon for name, norm in self.norms.items()}
-        return json.dumps({**plain, "epsilon": epsilon}, ensure_ascii=False)
+        return json.dumps({**{name: getattr(self, name) for name in _FACTS}, "epsilon": epsilon}, ensure_ascii=False)
 
     def of_words(self, ids: list[Ids]) -> tuple["Network", Ids, list[Ids]]:
         """Return the network with the words of these texts only, their ids, and the texts as indexes of these words.
@@ -158,11 +156,11 @@ class Network:
 
 
 # Fields of a Network that are facts, not tensors.
-_FACTS = {
+_FACTS = [
     item.name
     for item in dataclasses.fields(Network)
     if item.name not in ("words", "linears", "norms", "positions", "projection", "relative", "dense")
-}
+]
 
 
 def read(path: Path) -> Network:

@@ -28,7 +28,7 @@ import onnx
 from tokenizers import Tokenizer
 
 from app.engine.manifest import TOKENIZER
-from build import BuildError, cli, files, graph
+from build import BuildError, cli, graph
 from build.export_onnx import FP32
 from build.network import Ids, Linear, Network, QuantizedLinear, read
 from build.quantize_linear import fold_smoothing, measure_inputs
@@ -87,9 +87,7 @@ def quantize(out: Path, effort: str = "default") -> str:
         "tools": ", ".join(f"{name} {version(name)}" for name in ("onnx", "onnxruntime", "numpy", "tokenizers")),
     }
     model = graph.write(network, table, choice.linears, metadata)
-    with files.replacing(out, INT8, f"{INT8}.data") as part:
-        # large tensors are stored beside the graph, so that they are memory-mapped
-        onnx.save_model(model, part / INT8, save_as_external_data=True, location=f"{INT8}.data", size_threshold=1024)
+    graph.save(model, out, INT8)
     return recipe
 
 

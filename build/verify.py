@@ -130,7 +130,7 @@ def verify(
     own = facts.max_seq_length
     own_limit = lengths.measure(
         model,
-        {name: _open(draft, out / file, own) for name, file in (("fp32", FP32), ("int8", INT8))},
+        lambda: {name: _open(draft, out / file, own) for name, file in (("fp32", FP32), ("int8", INT8))},
         together,
         texts + strange,
         output.tokens[:n] + strange_output[INT8].tokens,

@@ -15,8 +15,8 @@ blueprint = Blueprint("ops", __name__)
 
 def startup_message(app: Flask) -> tuple[str, dict[str, Any]]:
     """Return the first log line: a sentence and fields with version, model, CPUs and limits."""
-    limits, encoder = app.extensions["settings"], app.extensions["encoder"]
-    served, manifest = encoder.model_folder, encoder.model_folder.manifest
+    limits, served = app.extensions["settings"], app.extensions["encoder"].model_folder
+    manifest = served.manifest
     return f"{NAME} {VERSION} serves {manifest.model} ({served.precision}) on port {limits.port}", {
         "version": VERSION,
         "model": manifest.model,
@@ -27,11 +27,8 @@ def startup_message(app: Flask) -> tuple[str, dict[str, Any]]:
         "workers": limits.web_concurrency,
         "slots": limits.capacity,
         "limits": {
-            "max_length": encoder.max_length,
-            **{
-                name: getattr(limits, name)
-                for name in ("max_texts", "max_body_bytes", "max_queue", "request_deadline", "cache_size")
-            },
+            name: getattr(limits, name)
+            for name in ("max_length", "max_texts", "max_body_bytes", "max_queue", "request_deadline", "cache_size")
         },
     }
 

@@ -1,14 +1,15 @@
 """The requests of products that cannot run here, as their sources or documents have them: ../clients/README.md."""
 
-import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
+from app.engine.encoder import Encoder
 from tests.support import ROOT
-from tests.support.app import vectors
+from tests.support.app import app_client, vectors
 from tests.support.documents import blocks
 
 TEXTS = ["東京は日本の首都です。", "猫が窓辺で寝ています。\n"]
@@ -64,14 +65,13 @@ def test_dify_checks_its_settings(client: FlaskClient) -> None:
     assert answer["model"] == "any" and answer["usage"]["total_tokens"] > 0
 
 
-def test_n8n(client: FlaskClient) -> None:
+def test_n8n(tiny_model: Path, tiny_encoder: Encoder) -> None:
     """n8n lists the models whose names contain `embed`, and sends what OpenAI's library for JavaScript sends."""
-    named = client.application.extensions["settings"].served_model_name
-    assert [model["id"] for model in client.get("/v1/models").get_json()["data"]] == [named or "tiny"]
+    client = app_client(tiny_model, tiny_encoder, served_model_name="my-embeddings")
+    listed = [model["id"] for model in client.get("/v1/models").get_json()["data"]]
+    assert [name for name in listed if "embed" in name] == ["my-embeddings"]
     body = {"model": "my-embeddings", "input": TEXTS, "encoding_format": "base64"}
-    found = [base64.b64decode(vector) for vector in data(client.post(OPENAI, json=body).get_json())]
-    expected = vectors(client, TEXTS, encoding_format="base64")
-    assert found == [base64.b64decode(vector) for vector in expected]
+    assert data(client.post(OPENAI, json=body).get_json()) == vectors(client, TEXTS, encoding_format="base64")
 
 
 def test_opensearch(client: FlaskClient) -> None:

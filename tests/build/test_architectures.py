@@ -19,6 +19,7 @@ from build.quantize import INT8
 from build.similarity import cosines
 from build.source import fetch
 from tests.support import tiny_model as tiny
+from tests.support.model import assert_same_bits_in_any_run
 
 Floats = NDArray[np.float32]
 # Arguments of tiny_model.write() for each architecture.
@@ -49,11 +50,8 @@ class Built:
     def ids(self, text: str) -> NDArray[np.int64]:
         return np.array([self.original.tokenizer(text, truncation=True, max_length=LIMIT)["input_ids"]], np.int64)
 
-    def session(self, file: str) -> ort.InferenceSession:
-        return ort.InferenceSession(str(self.out / file), providers=["CPUExecutionProvider"])
-
     def embed(self, texts: list[str], file: str = FP32) -> Floats:
-        session = self.session(file)
+        session = ort.InferenceSession(str(self.out / file), providers=["CPUExecutionProvider"])
         return np.concatenate([session.run(None, {"input_ids": self.ids(text)})[0] for text in texts])
 
     def reference(self, texts: list[str]) -> Floats:
@@ -86,24 +84,13 @@ def test_every_length(built: Built) -> None:
     assert cosines(built.embed(texts), built.reference(texts)).min() > 0.999999
 
 
-def assert_same_bits_in_any_run(session: ort.InferenceSession, vocabulary: int) -> None:
-    """Random rows have the same bits alone and in runs of any number and order."""
-    random = np.random.default_rng(3)
-    for _ in range(40):
-        length = int(random.integers(2, 65))
-        rows = random.integers(0, vocabulary, (int(random.integers(2, 2 + 256 // length)), length))
-        together = session.run(None, {"input_ids": rows})[0]
-        alone = np.concatenate([session.run(None, {"input_ids": row[None]})[0] for row in rows])
-        np.testing.assert_array_equal(together, alone, str(rows.shape))
-
-
 def test_int8(built: Built) -> None:
     """INT8 is near FP32, and both have the same bits in any run."""
     quantize.quantize(built.out, "fast")
     texts = TEXTS + [" ".join((tiny.WORDS * 2)[n : n + 9]) for n in range(12)]
     assert cosines(built.embed(texts, INT8), built.embed(texts)).min() > 0.995
     for file in (FP32, INT8):
-        assert_same_bits_in_any_run(built.session(file), 60)
+        assert_same_bits_in_any_run(built.out / file, 40)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"])
@@ -119,20 +106,17 @@ def test_poolings_and_dense(tmp_path: Path, pooling: str) -> None:
         vectors = model.embed(TEXTS)
         np.testing.assert_allclose(vectors, model.reference(TEXTS), atol=2e-5)
         assert vectors.shape[1] == model.facts.dimension == (24 if dense else 32)
-        assert_same_bits_in_any_run(model.session(FP32), 60)
+        assert_same_bits_in_any_run(model.out / FP32, 40)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(tmp_path: Path, dtype: str) -> None:
     """Weights in half precision are computed in float32, by the reference, too."""
     import torch
-    from safetensors.torch import load_file, save_file
 
     source = tiny.write(tmp_path / "source")
-    for file in source.rglob("*.safetensors"):
-        save_file({name: value.to(getattr(torch, dtype)) for name, value in load_file(file).items()}, file)
-    (config,) = [path for path in source.glob("*config.json") if "dtype" in json.loads(path.read_text())]
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": dtype}))
+    change_weights(source, lambda weights: {name: value.to(getattr(torch, dtype)) for name, value in weights.items()})
+    change(source / "config.json", dtype=dtype)
     original = export_onnx.load(source)
     export_onnx.export(original, tmp_path / "model")
     session = ort.InferenceSession(str(tmp_path / "model" / FP32), providers=["CPUExecutionProvider"])

@@ -24,6 +24,7 @@ from build.quantize_linear import measure_inputs, quantize_linear
 from build.similarity import cosines
 from tests.support import ROOT
 from tests.support import tiny_model as tiny
+from tests.support.model import assert_same_bits_in_any_run
 from tools import older_cpu
 
 Floats = NDArray[np.float32]
@@ -100,21 +101,9 @@ def test_the_fp32_file_keeps_the_network(tiny_model: Path) -> None:
         np.testing.assert_array_equal(numpy_helper.to_array(ours), numpy_helper.to_array(found))
 
 
-def assert_same_bits_in_any_run(folder: Path, rounds: int) -> None:
-    """Random rows of 2 to 64 tokens have the same bits alone and in runs of any number and order."""
-    session = ort.InferenceSession(str(folder / INT8), providers=["CPUExecutionProvider"])
-    random = np.random.default_rng(7)
-    for _ in range(rounds):
-        length = int(random.integers(2, 65))
-        rows = random.integers(0, 60, (int(random.integers(2, 2 + 256 // length)), length))
-        together = session.run(None, {"input_ids": rows})[0]
-        alone = np.concatenate([session.run(None, {"input_ids": row[None]})[0] for row in rows])
-        np.testing.assert_array_equal(together, alone, str(rows.shape))
-
-
 def test_the_same_bits_in_any_run(full_size_model: Path) -> None:
     """A text's bits do not depend on the texts of its run, at full size."""
-    assert_same_bits_in_any_run(full_size_model, 40)
+    assert_same_bits_in_any_run(full_size_model / INT8, 40)
 
 
 def harder(network: Network, factor: float) -> Network:
@@ -187,7 +176,7 @@ def test_a_model_too_hard_for_int8_gets_layers_in_fp32(
     hard = quantize.quantize(tmp_path)
     in_fp32 = int(hard.partition(" are in FP32")[0].rpartition(" ")[2])
     assert 0 < in_fp32 < 8
-    assert_same_bits_in_any_run(tmp_path, 100)
+    assert_same_bits_in_any_run(tmp_path / INT8, 100)
     harder_losses = 1 - cosines(embed(tmp_path / INT8), embed(tmp_path / "model_fp32.onnx"))
     assert harder_losses.mean() < losses.mean()
 
@@ -206,7 +195,7 @@ def test_odd_sizes(tmp_path: Path, sizes: dict[str, Any]) -> None:
     quantize.quantize(tmp_path / "model", "fast")
     vectors = [embed(tmp_path / "model" / name) for name in (INT8, "model_fp32.onnx")]
     assert cosines(*vectors).min() > 0.998
-    assert_same_bits_in_any_run(tmp_path / "model", 100)
+    assert_same_bits_in_any_run(tmp_path / "model" / INT8, 100)
 
 
 def test_vectors_close_together_do_not_send_every_layer_to_fp32(tiny_model: Path, tmp_path: Path) -> None:
