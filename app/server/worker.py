@@ -94,6 +94,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 while not server.full() and (accepted := server.do_read()):  # its client is connected already
                     server.do_handle(*accepted)
             server.close()
+        gevent.sleep(0)  # a connection counts from when its greenlet begins
         self._shut_down()
 
     def handle_exit(self, signal: int, frame: Any) -> None:

@@ -40,6 +40,19 @@ def test_sigterm(start: Start, tiny_model: Path) -> None:
     assert "SIGABRT" not in output and "Traceback" not in output
 
 
+def test_the_last_connection(start: Start, tiny_model: Path) -> None:
+    """A connection that a stopping worker accepts last is answered, even when it is the only one."""
+    server = start(MODEL_DIR=tiny_model, MAX_LENGTH=64, WEB_CONCURRENCY=1, MAX_TEXTS=10_000).wait_until_ready()
+    (worker,) = server.workers()
+    os.kill(worker, signal.SIGSTOP)
+    with connect(server) as connection:
+        connection.sendall(embed_request(LARGE_BATCH))
+        os.kill(worker, signal.SIGTERM)
+        time.sleep(0.5)  # longer than the worker's heartbeat: the connection and the end of its sleep come together
+        os.kill(worker, signal.SIGCONT)
+        assert read_answer(connection).status == 200
+
+
 @pytest.mark.alone
 def test_sigterm_under_load(start: Start, tiny_model: Path) -> None:
     """Under load SIGTERM ends the server within 8 seconds: each request that was sent is answered, a long one by 503.
