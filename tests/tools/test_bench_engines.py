@@ -1,6 +1,8 @@
 """python -m tools.bench.engines measures bare engines on the same token ids, and makes a table of them."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from app.engine import session
 from app.settings import Settings
 from build.texts import texts
 from tests.support import ROOT
-from tools.bench import engine, engines, report, tables
+from tools.bench import engine, engines, report
 from tools.bench.engines import adapters, prepare
 
 # Engines without packages of their own, which the tests do not install.
@@ -43,14 +45,29 @@ def test_engines_beside_ours(
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/benchmarks.md").write_text("before\n<!-- engines -->\n<!-- /engines -->\nafter\n")
     machine = {"cpu": "CPU", "cpus": 2, "features": ["avx2"]}
-    report.write_engines({"date": "2026-11-28", "machine": machine, **result}, tmp_path)
+    report.save({"date": "2026-11-28", "machine": machine, **result}, tmp_path / "docs/bench/engines")
+    report.write_engines(tmp_path)
     table = (tmp_path / "docs/benchmarks.md").read_text()
     assert table.startswith("before\n") and table.endswith("after\n")
     assert all(f"| {name} |" in table for name in found)
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
 
 
-def test_the_document_has_the_newest_figures() -> None:
-    """docs/benchmarks.md has the table of the newest file in docs/bench/engines/."""
-    result = json.loads(max((ROOT / "docs/bench/engines").glob("*.json")).read_text())
-    assert tables.engines(result) in (ROOT / "docs/benchmarks.md").read_text()
+def test_the_document_has_the_newest_figures(tmp_path: Path) -> None:
+    """docs/benchmarks.md has the tables of docs/bench/engines/, as the report writes them."""
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    report.write_engines(tmp_path)
+    assert (tmp_path / "docs/benchmarks.md").read_text() == (ROOT / "docs/benchmarks.md").read_text()
+
+
+def test_the_newest_file_of_each_cpu(tmp_path: Path) -> None:
+    """CPUs with other features have tables of their own; of one CPU the newest file counts."""
+    result, *_ = [json.loads(path.read_text()) for path in (ROOT / "docs/bench/engines").glob("*.json")]
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/benchmarks.md").write_text("<!-- engines -->\n<!-- /engines -->\n")
+    for date, features in (("2026-01-01", ["avx2"]), ("2026-01-02", ["vnni"]), ("2026-01-03", ["avx2"])):
+        machine = {"cpu": "CPU", "cpus": 2, "features": features}
+        report.save({**result, "date": date, "machine": machine}, tmp_path / "docs/bench/engines")
+    report.write_engines(tmp_path)
+    text = (tmp_path / "docs/benchmarks.md").read_text()
+    assert re.findall(r"2026-01-0\d", text) == ["2026-01-03", "2026-01-02"]

@@ -49,13 +49,18 @@ def save(result: Result, folder: Path) -> Path:
     return path
 
 
-def write_engines(result: Result, root: Path) -> None:
-    """Write the table of bare engines into docs/benchmarks.md.
+def write_engines(root: Path) -> None:
+    """Write the tables of bare engines into docs/benchmarks.md under root: a CPU's newest file, the newest CPU first.
 
     Raises:
-        ValueError: the document has no marks around the table.
+        ValueError: the document has no marks around the tables.
     """
-    _write_documents([("docs/benchmarks.md", "engines", tables.engines(result))], root)
+    newest: dict[tuple[str, ...], Result] = {}
+    for path in sorted((root / "docs/bench/engines").glob("*.json"), reverse=True):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        newest.setdefault(tuple(result["machine"]["features"]), result)
+    text = "\n".join(map(tables.engines, newest.values()))
+    _write_documents([("docs/benchmarks.md", "engines", text)], root)
 
 
 def _write_documents(places: Sequence[tuple[str, str, str]], root: Path) -> None:
@@ -74,9 +79,12 @@ def with_tables(path: Path, mark: str, tables: str) -> str:
 
 
 def main() -> None:
-    """Write the documents and charts from a JSON file of make bench."""
+    """Write documents and charts from a file of make bench, or from one of bare engines the tables of these."""
     result = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    (write_engines if "engines" in result else write)(result, ROOT)
+    if "engines" in result:
+        write_engines(ROOT)
+    else:
+        write(result, ROOT)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,7 +36,8 @@ class Engine:
     """One engine. adapter: its function in adapters.py. make: (source, model folder) -> its folder.
 
     packages: those that it needs besides the build's, as pinned in requirements.txt. needs_bf16: it is left out where
-    the CPU does not compute in bfloat16, which is then emulated.
+    the CPU does not compute in bfloat16, which is then emulated. needs_compiler: its packages come as source, so it is
+    left out without a C++ compiler.
     """
 
     name: str
@@ -44,6 +46,12 @@ class Engine:
     packages: Sequence[str] = ()
     batches: Sequence[int] = BATCHES
     needs_bf16: bool = False
+    needs_compiler: bool = False
+
+    def is_possible(self) -> bool:
+        return bool(
+            (not self.needs_bf16 or cpu.features()["bf16"]) and (not self.needs_compiler or shutil.which("c++"))
+        )
 
 
 ENGINES = [
@@ -51,6 +59,7 @@ ENGINES = [
     Engine("CTranslate2, INT8", "ctranslate2", prepare.ctranslate2, ("ctranslate2",)),
     Engine("OpenVINO, BF16 or FP32", "openvino", prepare.openvino, ("openvino", "openvino-telemetry")),
     Engine("OpenVINO, INT8", "openvino", prepare.openvino_int8, ("openvino", "openvino-telemetry")),
+    Engine("llama.cpp, Q8_0", "llama_cpp", prepare.llama_cpp, ("llama-cpp-python", "diskcache"), needs_compiler=True),
     Engine("ONNX Runtime, plain INT8", "onnx_runtime", prepare.onnx_int8),
     Engine("ONNX Runtime, FP32", "onnx_runtime", prepare.onnx_fp32),
     Engine("PyTorch, BF16", "torch_bf16", prepare.torch, needs_bf16=True),
@@ -103,7 +112,7 @@ def by_length(encoder: Encoder, texts: Sequence[str]) -> dict[str, Rows]:
 def measure(engines: Sequence[Engine], rows: Mapping[str, Rows], source: Path, model: Path, fp32: Encoder) -> Result:
     """Measure all engines in alternation: each at the best of its streams, threads and batches, for each length."""
     cpus = cpu.available_cpus()
-    engines = [engine for engine in engines if cpu.features()["bf16"] or not engine.needs_bf16]
+    engines = [engine for engine in engines if engine.is_possible()]
     ways = dict.fromkeys(((cpus, 1), (1, cpus)))
     everything = [row for some in rows.values() for row in some]
     reference = np.stack([fp32.compute([np.array(row)])[0] for row in everything])

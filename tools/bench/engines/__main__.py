@@ -1,4 +1,4 @@
-"""Bare engines beside ours: writes docs/bench/engines/<date>-<cpu>.json, and the table made from it.
+"""Bare engines beside ours: writes docs/bench/engines/<date>-<cpu>.json, and the tables of all such files.
 
 A part of make bench; alone: python -m tools.bench.engines
 """
@@ -34,8 +34,8 @@ def main() -> None:
         **engines.measure(engines.ENGINES, rows, source.folder, settings.model_dir, fp32),
     }
     path = report.save(result, ROOT / "docs/bench/engines")
-    report.write_engines(result, ROOT)
-    print(f"{path.relative_to(ROOT)}, and the table made from it")
+    report.write_engines(ROOT)
+    print(f"{path.relative_to(ROOT)}, and the tables")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 # Most tokens in one run of ours, as in app/engine/session.py; a test keeps them equal.
 RUN_TOKENS = 120
+# Most tokens and most texts in one run of llama.cpp, whose buffers are made beforehand.
+LLAMA_TOKENS, LLAMA_TEXTS = 8192, 32
 # Token ids of some texts -> their vectors, (n, dim) float32, not normalized.
 Run = Callable[[Sequence[list[int]]], Floats]
 
@@ -95,6 +97,40 @@ def openvino(folder: Path, streams: int, threads: int) -> list[Run]:
         def run(rows: Sequence[list[int]]) -> Floats:
             ids, mask = padded(rows)
             return mean_of(next(iter(request.infer([ids, mask, np.zeros_like(ids)]).values())), rows)
+
+        return run
+
+    return [stream() for _ in range(streams)]
+
+
+def llama_cpp(folder: Path, streams: int, threads: int) -> list[Run]:
+    """llama.cpp's own mean pooling; a context for each stream. The texts of a batch are sequences of one run."""
+    import llama_cpp as library  # type: ignore[import-not-found]  # prepare.py installs it
+
+    parameters = library.llama_model_default_params()
+    parameters.use_extra_bufts = False  # its kernels for AMX end the process (0.3.36)
+    model = library.llama_model_load_from_file(str(folder / "model.gguf").encode(), parameters)
+    dim = library.llama_model_n_embd(model)
+
+    def stream() -> Run:
+        options = library.llama_context_default_params()
+        options.n_ctx = options.n_batch = options.n_ubatch = LLAMA_TOKENS
+        options.n_seq_max = LLAMA_TEXTS
+        options.n_threads = options.n_threads_batch = threads
+        options.embeddings, options.pooling_type = True, library.LLAMA_POOLING_TYPE_MEAN
+        context = library.llama_init_from_model(model, options)
+        batch = library.llama_batch_init(LLAMA_TOKENS, 0, 1)
+
+        def run(rows: Sequence[list[int]]) -> Floats:
+            places = [(id_, place, number) for number, row in enumerate(rows) for place, id_ in enumerate(row)]
+            for index, (id_, place, number) in enumerate(places):
+                batch.token[index], batch.pos[index], batch.logits[index] = id_, place, 1
+                batch.n_seq_id[index], batch.seq_id[index][0] = 1, number
+            batch.n_tokens = len(places)
+            if library.llama_encode(context, batch):
+                raise RuntimeError("llama_encode has failed")
+            found = [library.llama_get_embeddings_seq(context, number) for number in range(len(rows))]
+            return np.stack([np.ctypeslib.as_array(vector, (dim,)).copy() for vector in found])
 
         return run
 

@@ -14,6 +14,7 @@ from tools.bench import peers, recipes
 CACHE = ROOT / ".cache/engines"
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 QUANTIZED_TEXTS = 300  # NNCF's own default
+PIP = [sys.executable, "-m", "pip"]
 
 
 def pinned(name: str) -> str:
@@ -25,10 +26,10 @@ def pinned(name: str) -> str:
 def packages(name: str) -> Path:
     """Return the folder of a package for PYTHONPATH; installs it if it is not there."""
     folder = CACHE / f"packages/{name}-{pinned(name)}"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", f"{name}=={pinned(name)}"]
+    install = [*PIP, "install", "--quiet", f"{name}=={pinned(name)}"]
     # NNCF comes with its dependencies; the other packages need none besides the build's.
-    pip += [f"openvino=={pinned('openvino')}"] if name == "nncf" else ["--no-deps"]
-    return _made(folder, lambda part: peers.run_tool([*pip, "--target", str(part)], peers.INSTALL_SECONDS))
+    install += [f"openvino=={pinned('openvino')}"] if name == "nncf" else ["--no-deps"]
+    return _made(folder, lambda part: peers.run_tool([*install, "--target", str(part)], peers.INSTALL_SECONDS))
 
 
 def ours(source: Path, model: Path) -> Path:
@@ -95,11 +96,47 @@ ov.save_model(model, sys.argv[2])
     )
 
 
+def llama_cpp(source: Path, model: Path) -> Path:
+    """Convert to Q8_0 by the program in the package's source. Token ids go in, so it needs no tokenizer."""
+    code = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import convert_hf_to_gguf
+from conversion.bert import BertModel
+def no_tokenizer(self):
+    self._set_vocab_none()
+    self.gguf_writer.add_vocab_size(self.hparams["vocab_size"])
+    self.gguf_writer.add_token_type_count(self.hparams["type_vocab_size"])
+BertModel.set_vocab = no_tokenizer
+convert_hf_to_gguf.main()
+"""
+    arguments = [str(next(_llama_source().glob("*/vendor/llama.cpp"))), str(source), "--outtype", "q8_0", "--outfile"]
+    return _made(
+        _folder("llama_cpp", model),
+        lambda part: _python(code, [*arguments, str(part / "model.gguf")], packages("llama-cpp-python")),
+    )
+
+
+def _llama_source() -> Path:
+    package = f"llama-cpp-python=={pinned('llama-cpp-python')}"
+
+    def make(part: Path) -> None:
+        peers.run_tool(
+            [*PIP, "download", "--quiet", "--no-deps", "--no-binary", ":all:", package, "-d", str(part)],
+            peers.INSTALL_SECONDS,
+        )
+        (archive,) = part.glob("*.tar.gz")
+        shutil.unpack_archive(archive, part, filter="data")
+
+    return _made(CACHE / f"packages/llama-cpp-python-{pinned('llama-cpp-python')}-source", make)
+
+
 def weights(folder: Path, adapter: str) -> Iterator[Path]:
     """Yield the files of a folder that an engine reads, without the tokenizer."""
     patterns = {
         "ours": "model_int8.onnx*",
         "ctranslate2": "model.bin",
+        "llama_cpp": "model.gguf",
         "openvino": "model.*",
         "onnx_runtime": "model.onnx*",
     }
