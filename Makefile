@@ -8,6 +8,10 @@ PYTHON_IMAGE ?=
 IMAGE ?= embedding-api
 # FOLDER=SOURCE of each model on which `make recipes` compares the recipes.
 RECIPES ?= model=stand-in
+# Another model folder, or a virtual environment, for `make compare`.
+OTHER ?=
+# Data for `make tasks`; without any, what is at hand.
+FILES ?=
 # Command that builds the image; tests/image/container.py shows what another one than Docker must support.
 CONTAINER_BUILD ?= docker build
 # PyTorch's index of CPU builds; all other packages come from pip's own index.
@@ -27,7 +31,7 @@ image_args := $(foreach name,MODEL REVISION EFFORT PRECISION PYTHON_IMAGE PIP_IN
 .NOTPARALLEL:
 # `make` alone.
 .DEFAULT_GOAL := help
-.PHONY: help run test model image image-check image-size image-start sbom audit bench soak recipes lint format lock pins clean
+.PHONY: help run test model image image-check image-size image-start sbom audit bench soak recipes tasks compare lint format lock pins clean
 
 help: ## list the targets
 	@echo 'make TARGET [VARIABLE=VALUE …]'
@@ -72,6 +76,12 @@ soak: $(venv)/.runtime $(venv)/.build $(venv)/.test ## twenty minutes at full lo
 
 recipes: $(venv)/.runtime $(venv)/.build $(venv)/.test ## measure every quantization recipe, for docs/quantization.md (RECIPES=FOLDER=SOURCE)
 	$(bin)/python -m tools.bench.recipes $(RECIPES)
+
+tasks: $(venv)/.runtime $(venv)/.build ## measure similarity, search and translations, INT8 beside FP32 (FILES=…)
+	@$(bin)/python -m tools.tasks $(FILES) --model '$(out)'
+
+compare: $(venv)/.runtime ## by how much vectors differ from those of another folder or environment (OTHER=folder-or-venv)
+	@$(bin)/python -m tools.compare '$(OTHER)' --model '$(out)'
 
 lint: $(venv)/.runtime $(venv)/.build $(venv)/.test ## check with black, isort, flake8 and mypy
 	$(black) --check --quiet .

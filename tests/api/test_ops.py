@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 from flask.testing import FlaskClient
@@ -20,7 +21,7 @@ def test_health(client: FlaskClient) -> None:
 
 
 def test_about(client: FlaskClient, tiny_model: Path) -> None:
-    """GET / shows model, precision, limits, quality and the CPU."""
+    """GET / shows model, precision, limits, quality, the CPU and ONNX Runtime."""
     body = client.get("/").get_json()
     assert (body["name"], body["max_length"]) == ("embedding-api", 64)
     model = body["model"]
@@ -33,6 +34,7 @@ def test_about(client: FlaskClient, tiny_model: Path) -> None:
     assert body["quality"]["retrieval"]["queries"] == body["quality"]["pairs"]["texts"] == 1000
     assert 0 < body["quality"]["neighbours"]["overlap"] <= 1
     assert isinstance(body["cpu"]["vnni"], bool)
+    assert body["onnxruntime"] == dict.fromkeys(("version", "model_made_with"), version("onnxruntime"))
     assert body["links"]["docs"] == "/docs"
 
 
