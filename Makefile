@@ -81,6 +81,7 @@ tasks: $(venv)/.runtime $(venv)/.build ## measure similarity, search and transla
 	@$(bin)/python -m tools.tasks $(FILES) --model '$(out)'
 
 compare: $(venv)/.runtime ## by how much vectors differ from those of another folder or environment (OTHER=folder-or-venv)
+	@[ -n '$(OTHER)' ] || { echo 'OTHER is needed: another model folder, or a virtual environment'; exit 1; }
 	@$(bin)/python -m tools.compare '$(OTHER)' --model '$(out)'
 
 lint: $(venv)/.runtime $(venv)/.build $(venv)/.test ## check with black, isort, flake8 and mypy

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from build import cli, files
+from build import cli, files, needs
 from build.build_key import build_key, up_to_date
 from build.source import fetch
 
@@ -35,14 +35,17 @@ def _build(options: argparse.Namespace) -> None:
         with cli.step("source", bar) as report:
             source = fetch(options.model, options.revision, options.fallback)
             report(source.model + (f" at {source.revision}" if source.revision else ""))
+            if needed_gb := needs.memory_gb(source.folder):
+                report(f"(the build needs about {needed_gb:.0f} GB of memory)")
         cli.warn(source.warning)
+        cli.warn(needs.warning(needed_gb, needs.free_gb()))
         files.clean(out)
         # Imported here: they load PyTorch and ONNX, which takes seconds, and are not needed if OUT is up to date.
         from build import export_onnx, quantize, verify
 
-        model, facts = export_onnx.run_step(source, out, bar)
+        export_onnx.run_step(source, out, bar)
         quantize.run_step(out, options.effort, bar)
-        verify.run_step(model, facts, source, out, key, bar)
+        verify.run_step(source, out, key, bar)
     cli.warn(source.warning)
 
 

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import gc
 import logging
 import shutil
 import sys
@@ -73,6 +74,7 @@ def no_progress_bar() -> Any:
 @contextmanager
 def step(name: str, bar: Any) -> Iterator[Callable[[str], None]]:
     """Run a step of the build, and print one line at its end: name, time, and the results that it reports."""
+    gc.collect()  # models of transformers are in reference cycles, which hold gigabytes until a collection
     start = time.monotonic()
     bar.set_description(f"{name:8}")
     results: list[str] = []

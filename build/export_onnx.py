@@ -57,13 +57,11 @@ class ModelFacts:
     default_prompt_name: str | None
 
 
-def run_step(source: Source, out: Path, bar: Any) -> tuple[Any, ModelFacts]:
-    """Export as a step of the build, with its line of progress; return the SentenceTransformer and its facts."""
+def run_step(source: Source, out: Path, bar: Any) -> None:
+    """Export as a step of the build, with its line of progress."""
     with cli.step("export", bar) as report:
-        model = load(source.folder)
-        facts = export(model, out)
+        export(load(source.folder), out)
         report(cli.sizes(out, FP32, TOKENIZER))
-    return model, facts
 
 
 def load(folder: Path) -> Any:

@@ -33,6 +33,9 @@ def quantize_weight(weight: Floats, moments: Floats) -> tuple[NDArray[np.int8], 
     scale = _scales(weight, np.diag(moments))
     inputs, outputs = weight.shape
     curvature = moments.astype(np.float64)
+    # A rotation in float32 leaves the moments a little asymmetric. Their inverse would be far more so, and not positive
+    # definite.
+    curvature = (curvature + curvature.T) / 2
     diagonal = np.arange(inputs)
     curvature[diagonal, diagonal] += DAMPING * np.mean(np.diag(curvature)) + 1e-12
     # row i of this factor is the best distribution of row i's error over the rows after it

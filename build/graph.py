@@ -59,12 +59,13 @@ def write(
             "texts of equal length",
             [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["texts", "seq"])],
             outputs,
-            [numpy_helper.from_array(array, name) for name, array in graph.tensors.items()],
         ),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
         ir_version=IR_VERSION,
         producer_name="build.quantize",
     )
+    for name, array in graph.tensors.items():  # one by one: make_graph and make_model copy what they get
+        model.graph.initializer.add().CopyFrom(numpy_helper.from_array(array, name))
     helper.set_model_props(model, dict(metadata or {}))
     return model
 

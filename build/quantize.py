@@ -31,7 +31,7 @@ from app.engine.manifest import TOKENIZER
 from build import BuildError, cli, graph
 from build.export_onnx import FP32
 from build.network import Ids, Linear, Network, QuantizedLinear, read
-from build.quantize_linear import fold_smoothing, measure_inputs
+from build.quantize_linear import fold_smoothing, measure_inputs, measure_peaks
 from build.search import Evaluator, Search, choose_table
 from build.texts import calibration, calibration_sha256
 
@@ -76,7 +76,7 @@ def quantize(out: Path, effort: str = "default") -> str:
     ids = token_ids(out / TOKENIZER, network, [text for lines in calibration().values() for text in lines])
     evaluator = Evaluator(network, ids if effort == "best" else ids[::SEARCH_EVERY])
     table, table_name = choose_table(evaluator)
-    network = fold_smoothing(network, measure_inputs(network, ids))
+    network = fold_smoothing(network, measure_peaks(network, ids))
     inputs = measure_inputs(network, ids)
     choice = Search(network, inputs, table.rows(evaluator.words), evaluator).run(effort)
     recipe = _recipe(choice.linears, table_name)

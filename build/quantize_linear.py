@@ -1,14 +1,13 @@
 """Quantization of one linear layer in a given form, from the statistics of its inputs on the calibration texts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 
 from build import graph
-from build.forms import SMOOTHING, Form
+from build.forms import SMOOTHING, Form, kind_of
 from build.gptq import quantize_weight
 from build.network import Floats, Ids, Linear, Network, QuantizedLinear
 
@@ -18,6 +17,8 @@ ROTATION = 32
 MAX_OUTLIERS = 1 / 8
 # Tokens of each calibration text in the sample from which the range of the activations is chosen.
 SAMPLED_TOKENS = 8
+# Tokens whose products x^T x are summed by one product of matrices: with 4096 inputs each of these costs 0.1 s.
+TOKENS_AT_ONCE = 512
 # Share of the tokens that a constant scale clips at either end: the steps of all others are finer.
 TOKENS_CLIPPED = 0.005
 
@@ -41,36 +42,63 @@ class InputStatistics:
         return np.maximum(-self.low, self.high)
 
 
-def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
-    """Return an ONNX Runtime session on a model in memory."""
+def open_session(model: bytes) -> ort.InferenceSession:
+    """Return an ONNX Runtime session on a serialized model. Its ModelProto is freed then, which saves memory."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def measure_inputs(network: Network, ids: list[Ids]) -> dict[str, InputStatistics]:
     """Run texts, (seq,) ids each, in FP32 and return the input statistics of each linear layer."""
-    of_words, _, texts = network.of_words(ids)
-    session = open_session(graph.write(of_words, of_words.words, network.linears, show_inputs=True))
-    names = [output.name for output in session.get_outputs()][1:]
+    names = list(network.linears)
     sizes = {name: len(network.linears[name].weight) for name in names}
     low = {name: np.full(size, np.inf, np.float32) for name, size in sizes.items()}
     high = {name: np.full(size, -np.inf, np.float32) for name, size in sizes.items()}
     moments = {name: np.zeros((size, size), np.float32) for name, size in sizes.items()}
     samples: dict[str, list[Floats]] = {name: [] for name in names}
-    for item in texts:
-        for name, x in zip(names, session.run(names, {"input_ids": item[None]}), strict=True):
+    waiting: dict[str, list[Floats]] = {name: [] for name in names}
+
+    def add_waiting() -> None:
+        for name, texts in waiting.items():
+            rows = np.concatenate(texts)
+            moments[name] += rows.T @ rows
+            texts.clear()
+
+    tokens = 0
+    for number, inputs in enumerate(_inputs(network, ids, names), start=1):
+        length = len(ids[number - 1])
+        for name, x in inputs.items():
             low[name], high[name] = np.minimum(low[name], x.min(0)), np.maximum(high[name], x.max(0))
-            moments[name] += x.T @ x / len(x)
-            samples[name].append(x[np.linspace(0, len(x) - 1, SAMPLED_TOKENS).astype(int)])
-    count = np.float32(len(ids))
+            samples[name].append(x[np.linspace(0, length - 1, SAMPLED_TOKENS).astype(int)])
+            waiting[name].append(x / np.sqrt(np.float32(length * len(ids))))
+        tokens += length
+        if tokens >= TOKENS_AT_ONCE or number == len(ids):
+            add_waiting()
+            tokens = 0
     return {
-        name: InputStatistics(low[name], high[name], moments[name] / count, np.concatenate(samples[name]))
-        for name in names
+        name: InputStatistics(low[name], high[name], moments[name], np.concatenate(samples.pop(name))) for name in names
     }
 
 
-def fold_smoothing(network: Network, inputs: Mapping[str, InputStatistics]) -> Network:
+def measure_peaks(network: Network, ids: list[Ids]) -> dict[str, Floats]:
+    """Run texts, (seq,) ids each, in FP32 and return the largest |x| of each input of each attention_out, (inputs,)."""
+    names = [name for name in network.linears if kind_of(name) == "attention_out"]
+    peaks = {name: np.zeros(len(network.linears[name].weight), np.float32) for name in names}
+    for inputs in _inputs(network, ids, names):
+        peaks = {name: np.maximum(peaks[name], np.abs(x).max(0)) for name, x in inputs.items()}
+    return peaks
+
+
+def _inputs(network: Network, ids: list[Ids], names: list[str]) -> Iterator[dict[str, Floats]]:
+    """Yield the inputs of the named linear layers for each text, (seq, inputs) each, in FP32."""
+    of_words, _, texts = network.of_words(ids)
+    session = open_session(graph.write(of_words, of_words.words, network.linears, show_inputs=True).SerializeToString())
+    for item in texts:
+        yield dict(zip(names, session.run(names, {"input_ids": item[None]}), strict=True))
+
+
+def fold_smoothing(network: Network, peaks: Mapping[str, Floats]) -> Network:
     """Smooth and rotate each attention_out's input within V's weights, at no cost at run time.
 
     Attention takes weighted means of V's rows, so a change of V's columns changes its output's columns alike.
@@ -79,7 +107,7 @@ def fold_smoothing(network: Network, inputs: Mapping[str, InputStatistics]) -> N
     block = rotation_length(network.head_dim)
     for index in range(network.layers):
         qkv, out = f"layers.{index}.qkv", f"layers.{index}.attention_out"
-        divisor = _divisor(linears[out].weight, inputs[out].peaks, SMOOTHING["attention_out"])
+        divisor = _divisor(linears[out].weight, peaks[out], SMOOTHING["attention_out"])
         weight, bias = linears[qkv].weight.copy(), linears[qkv].bias.copy()
         weight[:, -network.hidden :] = _rotate(weight[:, -network.hidden :] / divisor, block)
         bias[-network.hidden :] = _rotate(bias[None, -network.hidden :] / divisor, block)[0]

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from build import graph
@@ -20,6 +19,12 @@ MAX_MEAN_LOSS = 3e-4
 MAX_MEAN_LOSS_OF_SPREAD = 1.3e-3
 MAX_P99_LOSS = 7e-4
 
+# Single changes are ranked on every k-th text of the search, and on RANKED_TEXTS at least. k: weights of the linear
+# layers, in multiples of RANKED_WEIGHTS. The time of the ranking grows with the weights and with the number of changes,
+# and it is most of a build's: with 85 million weights 16 minutes on all texts (two cores).
+RANKED_WEIGHTS = 40_000_000
+RANKED_TEXTS = 24
+
 # Steps of the table of words to try, as multiples of the finest step, which maps the largest value to 127. A coarser
 # step has fewer values, which pack better: on the stand-in 1.5 into 58 MB at a loss of 0.8e-4, 2 into 54 MB at 1.2e-4,
 # 2.5 into 51 MB at 1.8e-4. If all lose too much, each word gets a step of its own.
@@ -32,25 +37,39 @@ class Evaluator:
     """Measures the loss of a quantized network: 1 - cosine to FP32 on some texts.
 
     words: ids that these texts have; only their rows of the table are used. ids: the texts as indexes into words.
+    ranking_texts: those of the texts on which single changes are ranked.
     """
 
     def __init__(self, network: Network, ids: list[Ids]) -> None:
         self.network = network
         self._of_words, self.words, self.ids = network.of_words(ids)
-        self.reference = self._embed(graph.write(self._of_words, self._of_words.words, network.linears))
+        self.reference = self._embed(self._of_words, self._of_words.words, network.linears, slice(None))
+        weights = sum(linear.weight.size for linear in network.linears.values())
+        every = min(round(weights / RANKED_WEIGHTS), len(ids) // RANKED_TEXTS)
+        self.ranking_texts = slice(None, None, max(1, every))
         spread = 1 - float(np.sum(unit(self.reference).mean(0) ** 2))
         self.allowed_loss = min(MAX_MEAN_LOSS, MAX_MEAN_LOSS_OF_SPREAD * spread)
 
     def losses(
-        self, network: Network, table: Table, linears: Mapping[str, Linear | QuantizedLinear]
+        self,
+        network: Network,
+        table: Table,
+        linears: Mapping[str, Linear | QuantizedLinear],
+        some: slice = slice(None),
     ) -> NDArray[np.float64]:
-        """Return the loss of each text, (texts,). table: rows of self.words."""
+        """Return the loss of some texts, (texts,). table: rows of self.words."""
         network = replace(network, uncounted=self._of_words.uncounted)
-        return 1 - cosines(self._embed(graph.write(network, table, linears)), self.reference)
+        return 1 - cosines(self._embed(network, table, linears, some), self.reference[some])
 
-    def _embed(self, model: onnx.ModelProto) -> Floats:
-        session = open_session(model)
-        return np.array([session.run(None, {"input_ids": item[None]})[0][0] for item in self.ids], np.float32)
+    def _embed(
+        self,
+        network: Network,
+        table: Table | Floats,
+        linears: Mapping[str, Linear | QuantizedLinear],
+        some: slice,
+    ) -> Floats:
+        session = open_session(graph.write(network, table, linears).SerializeToString())
+        return np.array([session.run(None, {"input_ids": item[None]})[0][0] for item in self.ids[some]], np.float32)
 
 
 def choose_table(evaluator: Evaluator) -> tuple[Table, str]:
@@ -73,7 +92,7 @@ def _quantize_table(words: Floats, step: Floats) -> Table:
 
 @dataclass(frozen=True)
 class Choice:
-    """A form for each linear layer, the layers in these forms, and the loss of each text, (texts,)."""
+    """A form for each linear layer, the layers in these forms, and the loss of each measured text, (texts,)."""
 
     forms: dict[str, Form]
     linears: dict[str, Linear | QuantizedLinear]
@@ -128,10 +147,12 @@ class Search:
     def _steps(self, start: Choice, forms: Mapping[str, tuple[Form, ...]]) -> list[tuple[str, Form]]:
         """Return single changes of a choice, (layer, form), by their change of the loss for each unit of cost."""
         ratios = []
+        some = self._evaluator.ranking_texts
+        loss = start.losses[some].mean()
         for name in self._network.linears:
             for form in forms[kind_of(name)]:
-                changed = self._choice({**start.forms, name: form})
-                difference = float(changed.losses.mean() - start.losses.mean())
+                changed = self._choice({**start.forms, name: form}, some)
+                difference = float(changed.losses.mean() - loss)
                 ratios.append((difference / abs(form.cost - start.forms[name].cost), name, form))
         ratios.sort(key=lambda item: (item[0], item[1]))
         return [(name, form) for _, name, form in ratios]
@@ -159,9 +180,9 @@ class Search:
         losses = choice.losses
         return bool(losses.mean() <= self._evaluator.allowed_loss and np.percentile(losses, 99) <= MAX_P99_LOSS)
 
-    def _choice(self, forms: Mapping[str, Form]) -> Choice:
+    def _choice(self, forms: Mapping[str, Form], some: slice = slice(None)) -> Choice:
         linears = {name: self._linear(name, form) for name, form in forms.items()}
-        return Choice(dict(forms), linears, self._evaluator.losses(self._network, self._table, linears))
+        return Choice(dict(forms), linears, self._evaluator.losses(self._network, self._table, linears, some))
 
     def _linear(self, name: str, form: Form) -> Linear | QuantizedLinear:
         smoothing = self._smoothing[kind_of(name)]

@@ -65,14 +65,15 @@ def _main(options: argparse.Namespace) -> None:
     with cli.no_progress_bar() as bar:
         source = fetch(options.model, options.revision, options.fallback)
         source = replace(source, model=options.name or source.model)
-        model = export_onnx.load(source.folder)
-        run_step(model, export_onnx.inspect(model)[1], source, options.out, key, bar)
+        run_step(source, options.out, key, bar)
     cli.warn(source.warning)
 
 
-def run_step(model: Any, facts: ModelFacts, source: Source, out: Path, key: str, bar: Any) -> None:
+def run_step(source: Source, out: Path, key: str, bar: Any) -> None:
     """Verify as a step of the build, with its line of progress."""
     with cli.step("verify", bar) as print_result:
+        model = export_onnx.load(source.folder)
+        facts = export_onnx.inspect(model)[1]
         report, speed = verify(model, facts, source, out, key, progress=bar.update)
         int8, retrieval = report["int8"], report["retrieval"]
         print_result(

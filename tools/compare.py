@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from app.engine import BootError, cpu
-from app.engine.encoder import MAX_LENGTH, Encoder
-from app.engine.manifest import TOKENIZER, Manifest
-from app.engine.model_folder import ModelFolder
+from app.engine.manifest import Manifest
+from app.errors import BootError
 from build import texts
 from build.similarity import NEAREST, Matrix, cosines, neighbour_overlap, translation_accuracy
+from tools.encoders import open_encoder
 
 PACKAGES = ("onnxruntime", "numpy", "tokenizers")
 PYTHON = "bin/python"
@@ -34,12 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m tools.compare", description=__doc__.splitlines()[0])
     parser.add_argument("other", type=Path, help="a model folder, or a virtual environment")
     parser.add_argument("--model", type=Path, default=Path("model"), help="the model folder (default: %(default)s)")
-    # what this program asks of itself in another environment
+    # for the process that computes in the other environment
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
         if options.write:
-            np.savez(options.write, allow_pickle=False, **vectors(options.other))
+            np.savez(options.write, **vectors(options.other))  # type: ignore[arg-type]  # names of files, not options
             print(", ".join(f"{name} {version(name)}" for name in PACKAGES))
             return 0
         if (options.other / PYTHON).exists():
@@ -65,27 +64,27 @@ def compute(python: Path, folder: Path) -> tuple[Vectors, str]:
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "vectors.npz"
         command = [str(python.absolute()), "-m", "tools.compare", str(folder.absolute()), "--write", str(out)]
-        run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        except OSError as error:
+            raise CompareError(f"{python} cannot be run: {error.strerror}.") from None
         if run.returncode:
-            reason = (run.stderr.strip().splitlines() or ["it says nothing"])[-1].removeprefix("error: ")
+            reason = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1].removeprefix("error: ")
             raise CompareError(f"{python} cannot compute the vectors of {folder}: {reason}")
-        with np.load(out) as found:
-            return dict(found), run.stdout.strip()
+        with np.load(out) as stored:
+            return dict(stored), run.stdout.strip()
 
 
 def vectors(folder: Path) -> Vectors:
-    """Return the vectors of all texts for each model file of a folder, here."""
-    manifest = Manifest.load(folder)
+    """Return the vectors of all texts for each model file that a folder has, here.
+
+    Raises:
+        BootError: the folder is not complete.
+    """
     every = [text for lines in (texts.held_out() | texts.unlike()).values() for text in lines]
     every += [side for number in (0, 1) for side in [pair[number] for pair in texts.pairs()]]
-    found = {}
-    for name in manifest.golden.vectors:
-        model_folder = ModelFolder.load(folder, Path(name), Path(TOKENIZER).parent)
-        limit = min(MAX_LENGTH, manifest.max_positions)
-        encoder = Encoder.load(model_folder, max_length=limit, threads=cpu.available_cpus())
-        encoder.open(self_check=False)
-        found[name] = encoder.encode(every).vectors
-    return found
+    names = [name for name in Manifest.load(folder).golden.vectors if (folder / name).is_file()]  # an image has one
+    return {name: open_encoder(folder, name, self_check=False).encode(every).vectors for name in names}
 
 
 def differences(here: Vectors, there: Vectors) -> list[str]:
@@ -100,14 +99,14 @@ def differences(here: Vectors, there: Vectors) -> list[str]:
         one, other = here[name], there[name]
         if one.shape[1] != other.shape[1]:
             raise CompareError(
-                f"The vectors have {one.shape[1]} and {other.shape[1]} numbers, so none can be compared."
+                f"The vectors have {one.shape[1]} and {other.shape[1]} numbers, so they cannot be compared."
             )
-        same, found = int((one == other).all(1).sum()), cosines(one, other)
+        same, similar = int((one == other).all(1).sum()), cosines(one, other)
         translations = [translation_accuracy(*np.split(rows[-2 * pairs :], 2)) for rows in (one, other)]
         lines.append(
-            f"{name}: {same} of {len(one)} vectors have the same bits; cosine mean {found.mean():.6f}, least "
-            f"{found.min():.6f}; {neighbour_overlap(one, other):.4f} of the {NEAREST} nearest neighbours are the same; "
-            f"translations found: {translations[0]:.3f} and {translations[1]:.3f}"
+            f"{name}: {same} of {len(one)} vectors have the same bits; cosine mean {similar.mean():.6f}, "
+            f"least {similar.min():.6f}; {neighbour_overlap(one, other):.4f} of the {NEAREST} nearest neighbours "
+            f"are the same; translations found: {translations[0]:.3f} and {translations[1]:.3f}"
         )
     if not lines:
         raise CompareError(f"They have no model file in common: {', '.join(here)} and {', '.join(there)}.")

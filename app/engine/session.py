@@ -21,7 +21,7 @@ from app.engine.model_folder import ModelFolder
 from app.errors import BootError
 
 # Release of ONNX Runtime that computes the vectors.
-ONNX_RUNTIME: str = ort.__version__
+ONNX_RUNTIME_VERSION: str = ort.__version__
 # Most tokens in one run of several texts. More gain little: the weights are read once for 6 to 12 short texts then. Who
 # waits for the end of a run waits no longer than for one text of that length.
 RUN_TOKENS = 120

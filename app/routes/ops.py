@@ -6,7 +6,7 @@ from flask import Blueprint, Flask, Response, current_app
 
 from app import metrics
 from app.engine import cpu
-from app.engine.session import ONNX_RUNTIME
+from app.engine.session import ONNX_RUNTIME_VERSION
 from app.http_errors import RETRY_AFTER_SECONDS
 from app.routes import NAME, VERSION, encoder, not_ready_reason, served_name, settings
 from app.routes.rendering import json_response
@@ -23,7 +23,7 @@ def startup_message(app: Flask) -> tuple[str, dict[str, Any]]:
         "model": manifest.model,
         "revision": manifest.revision,
         "precision": served.precision,
-        "onnxruntime": ONNX_RUNTIME,
+        "onnxruntime": ONNX_RUNTIME_VERSION,
         "cpu": cpu.features(),
         "cpus": limits.cpus,
         "workers": limits.web_concurrency,
@@ -64,7 +64,7 @@ def about() -> Response:
             "limits": {"max_texts": limits.max_texts, "max_body_bytes": limits.max_body_bytes},
             "quality": manifest.quality,
             "cpu": {**cpu.features(), "available": limits.cpus},
-            "onnxruntime": {"version": ONNX_RUNTIME, "model_made_with": manifest.versions.get("onnxruntime")},
+            "onnxruntime": {"version": ONNX_RUNTIME_VERSION, "model_made_with": manifest.versions.get("onnxruntime")},
             "links": {
                 "docs": "/docs",
                 "openapi": "/openapi.json",

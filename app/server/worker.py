@@ -94,7 +94,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 while not server.full() and (accepted := server.do_read()):  # its client is connected already
                     server.do_handle(*accepted)
             server.close()
-        gevent.sleep(0)  # a connection counts from when its greenlet begins
+        gevent.sleep(0)  # the greenlets of the last connections begin: `connections` counts them from then on
         self._shut_down()
 
     def handle_exit(self, signal: int, frame: Any) -> None:

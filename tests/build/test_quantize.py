@@ -90,6 +90,18 @@ def test_rounding_serves_the_outputs_not_the_weights() -> None:
     assert errors[0] < 0.3 * errors[1]
 
 
+def test_moments_that_are_almost_symmetric() -> None:
+    """Moments that rounding has left a little asymmetric are quantized, even if one direction is far the largest."""
+    random = np.random.default_rng(0)
+    x = 1 + 0.1 * random.standard_normal((500, 256))
+    moments = (x.T @ x / len(x)).astype(np.float32)
+    uneven = moments + np.tril(3e-5 * random.standard_normal(moments.shape)).astype(np.float32)
+    weight = random.standard_normal((256, 8)).astype(np.float32)
+    (codes, scale), (expected, expected_scale) = (quantize_weight(weight, item) for item in (uneven, moments))
+    assert np.allclose(scale, expected_scale)
+    assert np.mean(codes == expected) > 0.98
+
+
 def test_the_fp32_file_keeps_the_network(tiny_model: Path) -> None:
     """The graph of the network that is read from the FP32 file is the file's own."""
     network = read(tiny_model / "model_fp32.onnx")
@@ -179,6 +191,31 @@ def test_a_model_too_hard_for_int8_gets_layers_in_fp32(
     assert_same_bits_in_any_run(tmp_path / INT8, 100)
     harder_losses = 1 - cosines(embed(tmp_path / INT8), embed(tmp_path / "model_fp32.onnx"))
     assert harder_losses.mean() < losses.mean()
+
+
+def test_changes_of_a_large_model_are_ranked_on_fewer_texts(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many weights, single changes are ranked on every k-th text; what is chosen is measured on all texts."""
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    measured: list[int] = []
+
+    class Counting(search.Evaluator):
+        def losses(self, *arguments: Any) -> NDArray[np.float64]:
+            found = super().losses(*arguments)
+            measured.append(len(found))
+            return found
+
+    monkeypatch.setattr(quantize, "Evaluator", Counting)
+    for weights, least, every in ((16384 // 4, 1, 4), (16384 // 4, 10**6, 1), (10**9, 1, 1)):
+        monkeypatch.setattr(search, "RANKED_WEIGHTS", weights)
+        monkeypatch.setattr(search, "RANKED_TEXTS", least)
+        measured.clear()
+        quantize.quantize(tmp_path)
+        everything = max(measured)
+        assert measured[-1] == everything  # the choice
+        ranked = [count for count in measured if count < everything]
+        assert ranked == ([] if every == 1 else [-(-everything // every)] * 16)
 
 
 @pytest.mark.parametrize(

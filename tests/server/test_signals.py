@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from app.server.worker import BEAT_SECONDS
 from tests.support.http import HUGE_BATCH, LARGE_BATCH, connect, embed_request, long_texts, read_answer
 from tests.support.load import HEALTH
 from tests.support.server import Start
@@ -48,9 +49,11 @@ def test_the_last_connection(start: Start, tiny_model: Path) -> None:
     with connect(server) as connection:
         connection.sendall(embed_request(LARGE_BATCH))
         os.kill(worker, signal.SIGTERM)
-        time.sleep(0.5)  # longer than the worker's heartbeat: the connection and the end of its sleep come together
+        time.sleep(2 * BEAT_SECONDS)  # the connection and the end of the worker's sleep come together
         os.kill(worker, signal.SIGCONT)
         assert read_answer(connection).status == 200
+    while server.workers() in ([], [worker]):
+        time.sleep(0.01)
 
 
 @pytest.mark.alone

@@ -1,5 +1,6 @@
 """make compare: by how much the vectors of two model folders, or of two environments, differ."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,15 @@ def test_what_cannot_be_compared(tiny_model: Path, tmp_path: Path) -> None:
     here = compare.vectors(tiny_model)
     with pytest.raises(compare.CompareError, match="32 and 16 numbers"):
         compare.differences(here, {name: rows[:, :16] for name, rows in here.items()})
+
+
+def test_the_folder_of_an_image(tiny_model: Path, tmp_path: Path) -> None:
+    """A folder with one of the two model files, as images have, is compared by that file; without any there is none."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    for file in (tmp_path / "model").glob("model_fp32.onnx*"):
+        file.unlink()
+    run = make_compare(tmp_path / "model", tiny_model)
+    assert [line.partition(":")[0] for line in run.stdout.splitlines()[2:]] == ["model_int8.onnx"], run.stderr
+    (tmp_path / "model/model_int8.onnx").unlink()
+    run = make_compare(tmp_path / "model", tiny_model)
+    assert run.returncode == 1 and "no model file in common" in run.stderr

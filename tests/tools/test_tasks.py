@@ -17,9 +17,9 @@ from tools import tasks
 WORDS = ["cat", "dog", "river", "train", "music", "winter"]
 
 
-def run(*arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tools.tasks", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environ or None)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 def write(file: Path, rows: list[Mapping[str, object]]) -> Path:
@@ -108,15 +108,30 @@ def test_message_catalogues(tmp_path: Path) -> None:
 
 
 def test_a_download_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A data set is downloaded once. One that cannot be reached is left out with the reason."""
+    """A data set is downloaded once, and one that is something else is not kept."""
     monkeypatch.setattr(tasks, "CACHE", tmp_path / "cache")
-    source = write(tmp_path / "data.jsonl", [{"source": "a", "target": "b"}])
-    file = tasks.download("name", source.as_uri())
+    source = tmp_path / "data.jsonl"
+    source.write_text("<html>")
+    with pytest.raises(tasks.TaskError, match="line 1: it is not a JSON object"):
+        tasks.download("name", source.as_uri())
+    write(source, [{"source": "a", "target": "b"}])
+    first = tasks.download("name", source.as_uri())
     source.unlink()
-    assert tasks.read(tasks.download("name", source.as_uri()), "name").left == ["a"]
-    assert file == tasks.download("name", source.as_uri())
-    with pytest.raises(tasks.TaskError, match="cannot be downloaded"):
-        tasks.download("other", source.as_uri())
+    assert tasks.download("name", source.as_uri()) == first == tasks.Task("name", "translations", ["a"], ["b"], [])
+
+
+def test_what_is_at_hand(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a file the build's pairs are measured; what cannot be reached is left out with the reason."""
+    monkeypatch.setattr(tasks, "CACHE", tmp_path)
+    monkeypatch.setattr(tasks, "DOWNLOADS", {"JSTS": (tmp_path / "none").as_uri()})
+    monkeypatch.setattr(tasks.catalogues, "__defaults__", (tmp_path,))
+    assert tasks.main(["--model", str(tiny_model)]) == 0
+    output = capsys.readouterr()
+    assert set(table(output.out)) == {"the build's pairs"}
+    assert "JSTS is left out: file://" in output.err and "message catalogues is left out: there are no" in output.err
+    assert output.out.startswith("In search queries get the prompt 'the ', documents 'a '.")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +140,8 @@ def test_a_download_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("", "a row needs the fields"),
         ('{"a": 1}\n', "line 1: a row needs the fields"),
         ("[1]\n", "line 1: it is not a JSON object"),
-        ('{"source": "a", "target": "b"}\n{"source": "a"}\n', "line 2: it has no 'target'"),
+        ('{"source": "a", "target": "b"}\n{"source": "a"}\n', "line 2: target is None; it must be a string"),
+        ('{"sentence1": "a", "sentence2": "b", "score": "x"}\n', "line 1: score is 'x'; it must be a number"),
     ],
 )
 def test_wrong_files(content: str, message: str, tiny_model: Path, tmp_path: Path) -> None:
@@ -134,3 +150,17 @@ def test_wrong_files(content: str, message: str, tiny_model: Path, tmp_path: Pat
     file.write_text(content)
     outcome = run(file, "--model", tiny_model)
     assert outcome.returncode == 1 and message in outcome.stderr and "Traceback" not in outcome.stderr
+
+
+def test_wrong_arguments(tiny_model: Path, tmp_path: Path) -> None:
+    """A missing or damaged file, a prompt that the model lacks, and a wrong folder: one sentence each."""
+    file = write(tmp_path / "file.jsonl.gz", [{"source": "a", "target": "b"}] * 9)
+    file.write_bytes(file.read_bytes()[:-9])
+    for arguments, message in (
+        ([tmp_path / "none", "--model", tiny_model], "No such file"),
+        ([file, "--model", tiny_model], "cannot be read"),
+        ([file, "--model", tiny_model, "--query-prompt", "nope"], "'nope'; the model's prompts are"),
+        ([file, "--model", tmp_path], "not found"),
+    ):
+        outcome = run(*arguments)
+        assert outcome.returncode == 1 and message in outcome.stderr and "Traceback" not in outcome.stderr

@@ -197,7 +197,7 @@ def built(network: Network, folder: Path, file: Path, source: str, scratch: Path
     nearest = {name: rounded_to_nearest(linear, gptq[name]) for name, linear in network.linears.items()}
     yield one("own graph, rounded to nearest in reduced range", "nearest", graph.write(network, table, nearest))
     yield one("+ GPTQ under the pair rule", "gptq", graph.write(network, table, gptq))
-    folded = fold_smoothing(network, seen)
+    folded = fold_smoothing(network, {name: item.peaks for name, item in seen.items()})
     folded_seen = measure_inputs(folded, ids)
     for label, name, only in (
         ("+ smoothing", "smoothed", Form(smoothed=True)),

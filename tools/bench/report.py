@@ -50,7 +50,7 @@ def save(result: Result, folder: Path) -> Path:
 
 
 def write_engines(root: Path) -> None:
-    """Write the tables of bare engines into docs/benchmarks.md under root: a CPU's newest file, the newest CPU first.
+    """Write the tables of bare engines into docs/benchmarks.md under root: the newest file of each set of features.
 
     Raises:
         ValueError: the document has no marks around the tables.
@@ -79,7 +79,7 @@ def with_tables(path: Path, mark: str, tables: str) -> str:
 
 
 def main() -> None:
-    """Write documents and charts from a file of make bench, or from one of bare engines the tables of these."""
+    """Write documents and charts from a file of make bench; with one of bare engines, their tables."""
     result = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     if "engines" in result:
         write_engines(ROOT)

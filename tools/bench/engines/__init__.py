@@ -49,6 +49,7 @@ class Engine:
     needs_compiler: bool = False
 
     def is_possible(self) -> bool:
+        """Return whether this machine can run it at a speed that says something."""
         return bool(
             (not self.needs_bf16 or cpu.features()["bf16"]) and (not self.needs_compiler or shutil.which("c++"))
         )

@@ -108,7 +108,8 @@ def llama_cpp(folder: Path, streams: int, threads: int) -> list[Run]:
     import llama_cpp as library  # type: ignore[import-not-found]  # prepare.py installs it
 
     parameters = library.llama_model_default_params()
-    parameters.use_extra_bufts = False  # its kernels for AMX end the process (0.3.36)
+    # With AMX its repacked weights end the process (0.3.36).
+    parameters.use_extra_bufts = "amx_int8" not in Path("/proc/cpuinfo").read_text()
     model = library.llama_model_load_from_file(str(folder / "model.gguf").encode(), parameters)
     dim = library.llama_model_n_embd(model)
 

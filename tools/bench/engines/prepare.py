@@ -122,7 +122,7 @@ def _llama_source() -> Path:
 
     def make(part: Path) -> None:
         peers.run_tool(
-            [*PIP, "download", "--quiet", "--no-deps", "--no-binary", ":all:", package, "-d", str(part)],
+            [*PIP, "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python", package, "-d", str(part)],
             peers.INSTALL_SECONDS,
         )
         (archive,) = part.glob("*.tar.gz")
