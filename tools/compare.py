@@ -45,9 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
             python, folder = options.other / PYTHON, options.model
         else:
             python, folder = Path(sys.executable), options.other
-        (here, releases), (there, other_releases) = compute(Path(sys.executable), options.model), compute(
-            python, folder
-        )
+        here, releases = compute(Path(sys.executable), options.model)
+        there, other_releases = compute(python, folder)
         print(f"{options.model}: {releases}", f"{options.other}: {other_releases}", *differences(here, there), sep="\n")
     except (BootError, CompareError) as error:
         print(f"error: {error}", file=sys.stderr)
