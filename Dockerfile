@@ -9,6 +9,7 @@
 # docker build -t embedding-api .
 # docker build -t embedding-api --build-arg MODEL=/source --build-context source=FOLDER .   your own model
 # docker build -t embedding-api --build-arg MODEL=… --secret id=hf_token,src=FILE .         a private one
+# docker build -t embedding-bulk --build-arg PARQUET=yes .                                   `bulk` with Parquet
 # docker build -t embedding-api --secret id=pip_conf,src=pip.conf .                          an index with a password
 
 # The Python that the locks were tested with; the tag moves with Debian's security fixes.
@@ -23,6 +24,8 @@ ARG MODEL_NAME=
 # The file to ship: int8 or fp32.
 ARG PRECISION=int8
 ARG VERSION=0.1.0
+# Anything: install pyarrow, for the command `bulk`.
+ARG PARQUET=
 # Sources of packages, of PyTorch's CPU builds and of models, or mirrors of them.
 ARG PIP_INDEX_URL=
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -46,6 +49,11 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf \
 
 
 FROM packages AS runtime
+ARG PARQUET
+ARG PIP_INDEX_URL
+COPY requirements/parquet.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf \
+    if [ -n "$PARQUET" ]; then pip install --quiet --no-compile --require-hashes -r requirements/parquet.txt; fi
 COPY tools/slim.py tools/
 # Bytecode goes to a folder of its own, with that of the standard library, which the base image lacks. slim.py writes
 # it: bytecode that Python writes depends on the time.
@@ -117,8 +125,9 @@ WORKDIR /srv
 ENV PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONDONTWRITEBYTECODE=1
 COPY app app
 COPY gunicorn.conf.py .
+COPY deploy/bulk /usr/local/bin/
 # Readable for the server's user whatever the umask of the working tree was.
-RUN chmod -R u=rwX,go=rX . && python -m compileall -q --invalidation-mode checked-hash .
+RUN chmod -R u=rwX,go=rX . /usr/local/bin/bulk && python -m compileall -q --invalidation-mode checked-hash .
 
 
 FROM ${PYTHON_IMAGE}
@@ -134,6 +143,7 @@ COPY --from=model /src/served/tokenizer model/tokenizer
 COPY --from=verified /src/model/manifest.json /src/model/report.json model/
 COPY --from=code /opt/bytecode /opt/bytecode
 COPY --from=code /srv /srv
+COPY --from=code /usr/local/bin/bulk /usr/local/bin/
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPYCACHEPREFIX=/opt/bytecode PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1 \
     MODEL_PATH=model_${PRECISION}.onnx

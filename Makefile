@@ -5,11 +5,17 @@ REVISION ?=
 EFFORT ?=
 PRECISION ?=
 PYTHON_IMAGE ?=
+# Anything: the image has pyarrow, for the command `bulk`.
+PARQUET ?=
 IMAGE ?= embedding-api
 # FOLDER=SOURCE of each model on which `make recipes` compares the recipes.
 RECIPES ?= model=stand-in
 # Another model folder, or a virtual environment, for `make compare`.
 OTHER ?=
+# Texts, vectors and options of `make bulk`.
+IN ?=
+OUT ?=
+BULK ?=
 # Data for `make tasks`; without any, what is at hand.
 FILES ?=
 # Command that builds the image; tests/image/container.py shows what another one than Docker must support.
@@ -25,13 +31,13 @@ install := $(bin)/python -m pip install --quiet --disable-pip-version-check --no
 black := $(bin)/black --line-length 120 --exclude '/(\.git|\.venv|\.cache|model)/'
 out := $(or $(MODEL_DIR),model)
 build_args := $(if $(MODEL),--model '$(MODEL)') $(if $(REVISION),--revision '$(REVISION)') $(if $(EFFORT),--effort '$(EFFORT)') --out '$(out)'
-image_args := $(foreach name,MODEL REVISION EFFORT PRECISION PYTHON_IMAGE PIP_INDEX_URL TORCH_INDEX HF_ENDPOINT,$(if $($(name)),--build-arg $(name)='$($(name))'))
+image_args := $(foreach name,MODEL REVISION EFFORT PRECISION PARQUET PYTHON_IMAGE PIP_INDEX_URL TORCH_INDEX HF_ENDPOINT,$(if $($(name)),--build-arg $(name)='$($(name))'))
 
 # Two pips must not run at once in one environment.
 .NOTPARALLEL:
 # `make` alone.
 .DEFAULT_GOAL := help
-.PHONY: help run test model image image-check image-size image-start sbom audit bench soak recipes tasks compare lint format lock pins clean
+.PHONY: help run test model bulk image image-check image-size image-start sbom audit bench soak recipes tasks compare lint format lock pins clean
 
 help: ## list the targets
 	@echo 'make TARGET [VARIABLE=VALUE …]'
@@ -46,6 +52,12 @@ run: $(venv)/.runtime $(venv)/.build ## set up what is missing, then serve on ht
 
 model: $(venv)/.runtime $(venv)/.build ## build model/, if it is not up to date (MODEL=…, REVISION=…, EFFORT=…)
 	@$(bin)/python -m build $(build_args)
+
+# The model is built first if there is none.
+bulk: $(venv)/.runtime $(venv)/.parquet ## turn files of texts into a file of vectors (IN=FILE-OR-PATTERN, OUT=FILE, BULK="--id id")
+	@[ -n '$(IN)' ] && [ -n '$(OUT)' ] || { echo 'IN and OUT are needed: make bulk IN=texts.jsonl OUT=vectors.parquet'; exit 1; }
+	@[ -f '$(out)/manifest.json' ] || $(MAKE) model
+	@LOG_FORMAT="$${LOG_FORMAT:-text}" $(bin)/python -m app.bulk '$(IN)' '$(OUT)' $(BULK)
 
 test: $(venv)/.runtime $(venv)/.build $(venv)/.test ## set up what is missing, then run every test but those of the image
 	$(bin)/python -m pytest -n 4 -m 'not alone'
@@ -70,6 +82,7 @@ audit: ## look the locked packages up in the database of known vulnerabilities
 bench: $(venv)/.runtime $(venv)/.build $(venv)/.test ## measure every figure of the documents, three quarters of an hour (PEERS=no: eight minutes)
 	TORCH_INDEX='$(TORCH_INDEX)' $(bin)/python -m tools.bench
 	@[ '$(PEERS)' = no ] || $(bin)/python -m tools.bench.engines
+	$(bin)/python -m tools.bench.bulk
 
 soak: $(venv)/.runtime $(venv)/.build $(venv)/.test ## twenty minutes at full load (SECONDS=…): memory must not grow
 	$(bin)/python -m tools.bench.soak
@@ -118,6 +131,10 @@ $(venv)/.build: requirements/build.txt requirements/data.txt requirements/torch.
 	@TORCH_INDEX='$(TORCH_INDEX)' sh requirements/torch $(install)
 	@touch $@
 
-$(venv)/.test: requirements/test.txt | $(venv)/bin/python
+$(venv)/.parquet: requirements/parquet.txt | $(venv)/bin/python
+	$(install) --require-hashes -r $<
+	@touch $@
+
+$(venv)/.test: requirements/test.txt $(venv)/.parquet | $(venv)/bin/python
 	$(install) --require-hashes -r $<
 	@touch $@

@@ -1,6 +1,5 @@
 """The embedding server: text in, vector out."""
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,11 +11,9 @@ from app import access, http_errors, metrics, openapi, paths
 from app.context import ErrorFields
 from app.engine.cl100k import Cl100k
 from app.engine.encoder import Encoder
-from app.engine.model_folder import ModelFolder
+from app.loading import load_encoder
 from app.routes import VERSION, bigquery, cohere, native, ollama, openai, ops, tei, vertex, weaviate
 from app.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 
 class App(Flask):
@@ -41,18 +38,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     """
     settings = settings or Settings.from_env(os.environ)
     if encoder is None:
-        model_folder = ModelFolder.load(settings.model_dir, settings.model_path, settings.tokenizer_path)
-        if model_folder.manifest.warning:
-            logger.warning("%s", model_folder.manifest.warning)
-        encoder = Encoder.load(
-            model_folder,
-            max_length=settings.max_length or model_folder.manifest.max_seq_length,
-            threads=settings.capacity,
-            cache_size=settings.cache_size,
-            default_prompt_name=settings.default_prompt_name,
-        )
-        if encoder.max_length != model_folder.manifest.max_seq_length:
-            logger.info("%s", _lengths(encoder))
+        encoder = load_encoder(settings, settings.capacity)
     settings = replace(settings, max_length=encoder.max_length)
     app = App(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # an unknown path gets 404 in JSON, not a redirect
@@ -74,15 +60,6 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     routes = [(method, rule.rule) for rule in rules for method in rule.methods or () if method in metrics.METHODS]
     metrics.declare(routes, VERSION, encoder.model_folder)
     return app
-
-
-def _lengths(encoder: Encoder) -> str:
-    """Return a sentence about MAX_LENGTH where it is not the model's own limit."""
-    served, own = encoder.max_length, encoder.model_folder.manifest.max_seq_length
-    return (
-        f"Texts are cut at {served} tokens (MAX_LENGTH), by sentence-transformers at the model's own limit of {own}: "
-        f"texts over {min(served, own)} tokens have other vectors than there. MAX_LENGTH=model takes the model's own."
-    )
 
 
 def _error_fields(app: Flask) -> Callable[[str], ErrorFields | None]:

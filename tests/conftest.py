@@ -16,7 +16,7 @@ from tests.support.model import open_encoder
 from tests.support.server import Server, Start
 
 # The order of the levels: the fast ones first, since an early failure should come early.
-LEVELS = ["unit", "api", "requirements", "docs", "deploy", "build", "tools", "server", "clients", "image"]
+LEVELS = ["unit", "api", "requirements", "docs", "deploy", "build", "tools", "bulk", "server", "clients", "image"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

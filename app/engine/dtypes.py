@@ -1,9 +1,10 @@
-"""Dtypes: vectors as int8, uint8 or packed bits, a quarter or a thirty-second of the size of float32.
+"""Dtypes: vectors cut and scaled, as float32, or as int8, uint8 or packed bits: a quarter or a thirty-second of that.
 
 The formulas are those of sentence_transformers.util.quantize_embeddings (version 5.6), with one range for all numbers:
 codes of int8 can then be compared as they are, by cosine, dot product or distance.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,6 +18,35 @@ SMALL_DTYPES: tuple[SmallDtype, ...] = get_args(SmallDtype)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 # Dtypes for which int8_range is needed.
 WITH_RANGE = ("int8", "uint8")
+
+
+def shape(
+    rows: Sequence[Vector],
+    *,
+    dimensions: int | None = None,
+    normalize: bool = False,
+    dtype: Dtype = "float32",
+    int8_range: tuple[float, float] | None = None,
+) -> NDArray[Any]:
+    """Return n vectors of (dim,) as one array: cut to `dimensions`, then as `dtype`.
+
+    float32: scaled to length 1 after the cut if normalize is set. int8 and uint8: scaled to length 1 before it, so that
+    int8_range fits. binary and ubinary: the scale does not matter.
+    """
+    vectors = np.array(rows, np.float32)
+    if dtype == "float32":
+        if dimensions is None and not normalize:
+            return vectors
+        vectors = vectors[:, :dimensions]
+        return _unit(vectors) if normalize else np.ascontiguousarray(vectors)
+    if dtype in WITH_RANGE:
+        vectors = _unit(vectors)
+    return quantize(vectors[:, :dimensions], dtype, int8_range)
+
+
+def _unit(vectors: Vector) -> Vector:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 
 
 def quantize(vectors: Vector, dtype: str, int8_range: tuple[float, float] | None) -> NDArray[Any]:

@@ -28,7 +28,7 @@ class Options:
     prompt: str | None = None
     truncate: bool = True
     encoding_format: str = "float"
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     int8_range: tuple[float, float] | None = None
 
 

@@ -11,6 +11,7 @@ from flask import Blueprint, Response
 from msgspec import Raw, Struct
 
 from app.context import RequestContext
+from app.engine.dtypes import shape
 from app.engine.tokenizer import Spans
 from app.errors import EmptyList, TextTooLong, TooLarge
 from app.routes import VERSION, context, encoder, manifest, served_name, settings, token_ids
@@ -20,7 +21,7 @@ from app.routes.options import FLAG
 from app.routes.options import RULES as OPTION_RULES
 from app.routes.options import OptionFields, Options, encode, encode_ids, one_or_many, resolve_options
 from app.routes.rendering import dumps, json_response, list_response, parts_response
-from app.routes.vectors import encode_vectors, shape_vectors
+from app.routes.vectors import encode_vectors
 
 # Status -> error_type: ErrorType in text-embeddings-inference's router/src/lib.rs.
 ERROR_TYPES = {429: "Overloaded", 503: "Unhealthy"}
@@ -213,7 +214,8 @@ def _similarities(data: bytes) -> Response:
             f"inputs has {len(texts)} texts, over the limit of {limit} (MAX_TEXTS): send fewer at once.", "inputs"
         )
     options = resolve_options(body.parameters or Parameters(), Options(normalize=True))
-    vectors = shape_vectors(encode(texts, options, _name_of_compared).rows, options)
+    rows = encode(texts, options, _name_of_compared).rows
+    vectors = shape(rows, dimensions=options.dimensions, normalize=options.normalize)
     return json_response(vectors[1:] @ vectors[0])
 
 

@@ -106,6 +106,15 @@ def test_only_the_server_knows_gunicorn_and_gevent() -> None:
         assert used <= allowed or of(module, "app.server"), module
 
 
+def test_the_bulk_command_knows_no_http() -> None:
+    """app/bulk/ imports the engine, settings and log lines, and nothing else of app/; the server does not import it."""
+    allowed = ("app.bulk", "app.engine", "app.errors", "app.loading", "app.logs", "app.settings")
+    for module, path in APP.items():
+        used = {name for name in imports(path) if of(name, "app")}
+        assert all(of(name, *allowed) for name in used - {"app"}) or not of(module, "app.bulk"), module
+        assert of(module, "app.bulk") or not any(of(name, "app.bulk") for name in used), module
+
+
 @pytest.mark.parametrize("folder", ["app", "build"])
 def test_imports_have_no_circle(folder: str) -> None:
     """The imports within a folder have no circle."""

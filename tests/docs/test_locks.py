@@ -7,7 +7,7 @@ import pytest
 from tests.support import ROOT
 
 
-@pytest.mark.parametrize("name", ["runtime", "build", "data", "test", "sdist", "audit", "clients"])
+@pytest.mark.parametrize("name", ["runtime", "parquet", "build", "data", "test", "sdist", "audit", "clients"])
 def test_locks(name: str) -> None:
     """Every package of the .in file is pinned in the .txt file, and every pin has hashes."""
     wanted = [line.split()[0] for line in lines(f"{name}.in") if not line.startswith(("-", "torch="))]

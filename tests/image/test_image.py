@@ -23,7 +23,7 @@ from tests.image import container
 from tests.support import ROOT, cyclonedx
 from tests.support.server import Server, free_port
 
-PLACES = ("/opt/venv", "/opt/bytecode", "/srv/app", "/srv/gunicorn.conf.py", "/srv/model")
+PLACES = ("/opt/venv", "/opt/bytecode", "/srv/app", "/srv/gunicorn.conf.py", "/srv/model", "/usr/local/bin/bulk")
 TEXT = "深さ優先探索は、グラフを深く進めるだけ進む方法である。"
 HEAVY = ("torch", "transformers", "sentence_transformers", "onnx", "huggingface_hub", "hf_xet", "pip", "build")
 PRECISION = container.config()["Labels"]["embedding-api.model.precision"]
@@ -303,6 +303,17 @@ def test_the_smoke_check_of_a_deployment(served: Container) -> None:
     """deploy/smoke.py passes on the image."""
     command = ["python3", "-c", (ROOT / "deploy/smoke.py").read_text(), served.url, "--allow-stand-in"]
     container.run(*command)
+
+
+def test_the_bulk_command(served: Container) -> None:
+    """`bulk` works in any folder that it may write to, with the image's model, and gives the server's numbers."""
+    lines = json.dumps({"id": 7, "text": TEXT})
+    script = f"cd /tmp && echo '{lines}' >texts.jsonl && bulk texts.jsonl vectors.jsonl --id id && cat vectors.jsonl"
+    row = json.loads(container.run("sh", "-c", script))
+    expected = requests.get(f"{served.url}/embed", params={"q": TEXT}, timeout=30).json()["vector"]
+    assert row == {"id": 7, "vector": expected}
+    parquet = container.run("sh", "-c", "cd /tmp && echo >t.jsonl && bulk t.jsonl v.parquet 2>&1; true").decode()
+    assert "--build-arg PARQUET=yes" in parquet
 
 
 def test_the_health_check(served: Container) -> None:

@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from app.engine import cpu
-from tools.bench import engine, load, one_cpu, serving, soak
+from tools.bench import bulk, engine, load, one_cpu, serving, soak
 
 
 @pytest.fixture
@@ -67,6 +67,18 @@ def test_start_and_memory() -> None:
     """Start and memory are seconds to the first vector and megabytes of a worker."""
     found = serving.start_and_memory(load.settings())
     assert 0 < found["start_seconds"] < 60 and found["memory"]["one_worker_mb"] > 10
+
+
+@pytest.mark.usefixtures("quick")
+def test_bulk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bulk command and the bare engine have rates for short and for mixed texts, which are all different."""
+    monkeypatch.setattr(bulk, "ROUNDS", 1)
+    monkeypatch.setattr(bulk, "COUNTS", {"short": 300, "mixed": 200})
+    found = bulk.measure(load.settings())
+    assert [row["texts"] for row in found.values()] == [300, 200]
+    assert found["short"]["tokens"] < found["mixed"]["tokens"]
+    assert all(value > 0 for row in found.values() for value in row.values())
+    assert len(set(bulk.samples("short", 20_000))) > 19_000
 
 
 @pytest.mark.usefixtures("quick")

@@ -147,6 +147,19 @@ def test_the_figures_are_in_the_tables(root: Path) -> None:
             assert {row.count("|") for row in rows} == {rows[0].count("|")}, table
 
 
+def test_the_table_of_bulk(root: Path) -> None:
+    """Rates become euros for a million and for 100 million texts, and hours of a job, by the prices given."""
+    shutil.copy(ROOT / "docs/bulk.md", root / "docs/bulk.md")
+    row = {"texts": 20_000, "tokens": 17.4, "texts_per_second": 800.0, "over_bare": 0.968, "memory_mb": 301.4}
+    prices = {"cpu_instance": 0.00002, "memory_instance": 0.0, "dollars_per_euro": 1.25}
+    machine = {"cpu": "AMD EPYC 9B45", "cpus": 2, "features": ["vnni", "avx2"]}
+    result = {"date": "2026-12-01", "machine": machine, "model": "m", "prices": prices, "bulk": {"short": row}}
+    report.write_bulk(result, root)
+    table = (root / "docs/bulk.md").read_text().split("<!-- bulk -->\n")[1].split("<!-- /bulk -->")[0]
+    assert "2026-12-01, 2 CPUs of an AMD EPYC 9B45 (vnni, avx2), m:" in table
+    assert "| short | 20,000 | 17 | 800 | 0.97 | 301 MB | €0.040 | €4.00 | 0.17 h |" in table
+
+
 @pytest.mark.parametrize("result", [RESULT, without("peers")], ids=["peers", "no peers"])
 def test_both_languages_have_the_same_figures(result: dict[str, Any], root: Path) -> None:
     """The READMEs have the same table with the same figures, each with labels in its language."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from app.engine.encoder import Encoder
 from app.engine.manifest import Manifest
 from app.engine.model_folder import ModelFolder
 from app.engine.tokenizer import Tokenizer
+from app.loading import load_encoder
 from app.settings import Settings
 from build.similarity import cosines
 from tools.bench import recipes
@@ -24,8 +26,7 @@ Encode = Callable[[str], NDArray[np.float32]]
 
 
 def load(settings: Settings, file: str) -> Encoder:
-    model_folder = ModelFolder.load(settings.model_dir, Path(file), settings.tokenizer_path)
-    encoder = Encoder.load(model_folder, max_length=settings.max_length, threads=cpu.available_cpus())
+    encoder = load_encoder(replace(settings, model_path=Path(file), cache_size=0), cpu.available_cpus())
     encoder.open()
     return encoder
 

@@ -63,6 +63,15 @@ def write_engines(root: Path) -> None:
     _write_documents([("docs/benchmarks.md", "engines", text)], root)
 
 
+def write_bulk(result: Result, root: Path) -> None:
+    """Write the table of the bulk command into docs/bulk.md under root.
+
+    Raises:
+        ValueError: the document has no marks around the table.
+    """
+    _write_documents([("docs/bulk.md", "bulk", tables.bulk(result))], root)
+
+
 def _write_documents(places: Sequence[tuple[str, str, str]], root: Path) -> None:
     documents = {name: with_tables(root / name, mark, text) for name, mark, text in places}
     for name, text in documents.items():
@@ -79,10 +88,12 @@ def with_tables(path: Path, mark: str, tables: str) -> str:
 
 
 def main() -> None:
-    """Write documents and charts from a file of make bench; with one of bare engines, their tables."""
+    """Write documents and charts from a file of make bench; with one of engines or bulk, their tables."""
     result = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     if "engines" in result:
         write_engines(ROOT)
+    elif "bulk" in result:
+        write_bulk(result, ROOT)
     else:
         write(result, ROOT)
 

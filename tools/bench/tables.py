@@ -120,6 +120,18 @@ they were reached.
 ENGINE = (
     "| {name}{version} | {speeds} | {cosine[mean]:.5f} | {cosine[min]:.5f} | {memory_mb:.0f} MB | {file_mb:.0f} MB |\n"
 )
+BULK = """\
+{date}, {cpus} CPUs of an {cpu} ({features}), {model}:
+
+| | texts | tokens a text | texts/s | × bare engine | memory | a million texts | 100 million, on 400 vCPUs | |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+{rows}"""
+BULK_ROW = (
+    "| {kind} | {texts:,} | {tokens:.0f} | {texts_per_second:.0f} | {over_bare:.2f} | {memory_mb:.0f} MB "
+    "| €{million:.3f} | €{all:.2f} | {hours:.2f} h |\n"
+)
+# The job of deploy/job.yaml: vCPUs of all its tasks, memory of a vCPU in GiB, and texts.
+JOB_VCPUS, JOB_GIB, JOB_TEXTS = 400, 0.5, 100_000_000
 
 
 def servers(result: Result) -> list[Result]:
@@ -194,3 +206,29 @@ def one_cpu(measured: Result) -> str:
     """Return the table of docs/capacity.md."""
     rows = (LOAD.format(**row, s="s"[: row["texts"] > 1], more="s"[: row["clients"] > 1]) for row in measured["loads"])
     return ONE_CPU.format(rows="".join(rows), **measured)
+
+
+def bulk(result: Result) -> str:
+    """Return the table of docs/bulk.md: rates, and what they cost in a Cloud Run Job of as many vCPUs as here CPUs."""
+    machine, prices = result["machine"], result["prices"]
+    euros_a_second = (prices["cpu_instance"] + JOB_GIB * prices["memory_instance"]) / prices["dollars_per_euro"]
+    rows = []
+    for kind, row in result["bulk"].items():
+        seconds = machine["cpus"] / row["texts_per_second"]  # of one vCPU, for a text
+        rows.append(
+            BULK_ROW.format(
+                kind=kind,
+                **row,
+                million=seconds * 1e6 * euros_a_second,
+                hours=JOB_TEXTS * seconds / JOB_VCPUS / 3600,
+                all=JOB_TEXTS * seconds * euros_a_second,
+            )
+        )
+    return BULK.format(
+        date=result["date"],
+        cpus=machine["cpus"],
+        cpu=machine["cpu"],
+        features=", ".join(machine["features"]),
+        model=result["model"],
+        rows="".join(rows),
+    )
