@@ -55,7 +55,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     app.extensions["error_fields"] = _error_fields(app)
     access.register(app, settings)
     http_errors.register(app)
-    openapi.register(app)
+    openapi.register(app, settings)
     rules = [rule for rule in app.url_map.iter_rules() if not rule.rule.startswith(("/docs/", "/apidocs/"))]
     routes = [(method, rule.rule) for rule in rules for method in rule.methods or () if method in metrics.METHODS]
     metrics.declare(routes, VERSION, encoder.model_folder)

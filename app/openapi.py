@@ -10,6 +10,7 @@ from flask import Flask, Response, make_response, redirect
 
 from app.paths import DOCS_WITH_SLASH
 from app.routes import VERSION
+from app.settings import Settings
 
 HERE = Path(__file__).parent
 # Content policy of /docs: Swagger UI needs icons from data: URLs; styles set by its script do not count as inline.
@@ -34,12 +35,23 @@ CONFIG = {
 }
 
 
-def register(app: Flask) -> None:
-    """Serve /docs and /openapi.json."""
+def register(app: Flask, settings: Settings) -> None:
+    """Serve /docs and /openapi.json. Without API keys the document has none: Swagger UI would show open locks."""
     app.json.sort_keys = False  # type: ignore[attr-defined]  # keeps the order of openapi.yml
     swagger = Swagger(app, config=CONFIG, template_file=str(HERE / "openapi.yml"), decorators=[_with_policy])
     swagger.template["info"]["version"] = VERSION
+    if not settings.api_key:
+        _remove_keys(swagger.template)
     app.add_url_rule(DOCS_WITH_SLASH, "docs_with_slash", lambda: redirect("../docs", 308))
+
+
+def _remove_keys(document: dict[str, Any]) -> None:
+    """Remove from the OpenAPI document that a key is needed, and how it is sent."""
+    del document["security"], document["components"]["securitySchemes"]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if isinstance(operation, dict):
+                operation.pop("security", None)
 
 
 def _with_policy(view: Callable[..., Any]) -> Callable[..., Response]:

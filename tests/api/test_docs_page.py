@@ -5,7 +5,11 @@ import re
 import pytest
 from flask.testing import FlaskClient
 
-from tests.support.routes import OPERATIONS
+from app import create_app
+from app.engine.encoder import Encoder
+from app.settings import Settings
+from tests.support.access import KEYS
+from tests.support.routes import OPERATIONS, PUBLIC
 
 # Flasgger's own: assets, an old address that leads to /docs, a page for logins. /docs/ leads to /docs, too.
 UNDOCUMENTED = "/docs/assets/<path:filename> /apidocs/index.html /docs/oauth2-redirect.html /docs/"
@@ -25,6 +29,18 @@ def test_flasggers_own_swagger_ui_is_not_served(client: FlaskClient, path: str) 
     """The old Swagger UI inside Flasgger and its jQuery answer 404, as JSON."""
     answer = client.get(path)
     assert (answer.status_code, answer.get_json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("keys", ["", KEYS])
+def test_keys_are_documented_where_they_are_needed(tiny_encoder: Encoder, keys: str) -> None:
+    """Without API_KEY the document has no security, so that /docs shows no locks; with it every data route has."""
+    app = create_app(Settings.from_env({"MAX_LENGTH": "64", "API_KEY": keys}), tiny_encoder)
+    document = app.test_client().get("/openapi.json").get_json()
+    assert document.get("security") == ([{"key": []}] if keys else None)
+    assert ("securitySchemes" in document["components"]) == bool(keys)
+    operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+    without = [operation["operationId"] for operation in operations if operation.get("security") == [{}]]
+    assert set(without) == ({OPERATIONS[route]["operationId"] for route in PUBLIC} if keys else set())
 
 
 def test_policy_lets_in_this_server_alone(client: FlaskClient) -> None:

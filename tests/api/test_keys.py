@@ -101,7 +101,7 @@ def test_routes_that_need_a_key(guarded: FlaskClient, route: Route) -> None:
         assert guarded.head(REQUESTS[route][0]).status_code == (200 if is_public else 401)
 
 
-@pytest.mark.parametrize("path", ["docs.js", "swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"])
+@pytest.mark.parametrize("path", ["docs.js", "docs.css", "swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"])
 def test_the_page_needs_no_key(guarded: FlaskClient, path: str) -> None:
     """The files that /docs loads need no key, since a browser cannot send one."""
     with guarded.get(f"/docs/assets/{path}") as response:

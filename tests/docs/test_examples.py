@@ -97,8 +97,10 @@ def test_operation(server: Server, path: str, method: str) -> None:
 def errors(item: Any) -> Iterator[dict[str, Any]]:
     """Yield every example of an error, anywhere in the document."""
     if isinstance(item, dict):
-        if isinstance(item.get("example"), dict) and "error" in item["example"]:
-            yield item["example"]
+        several = [one["value"] for one in item.get("examples", {}).values()]
+        for example in [item.get("example"), *several]:
+            if isinstance(example, dict) and "error" in example:
+                yield example
         for value in item.values():
             yield from errors(value)
 

@@ -1,4 +1,4 @@
-"""Chromium, and a visit to /docs in it."""
+"""Chromium, and visits to pages in it."""
 
 import json
 import os
@@ -34,11 +34,10 @@ def launch() -> Iterator[Browser]:
 
 
 class Visit:
-    """An open /docs page, every request of it and everything that went wrong in it."""
+    """An open page, every request of it and everything that went wrong in it."""
 
-    def __init__(self, page: Page, port: str) -> None:
+    def __init__(self, page: Page, url: str) -> None:
         self.page = page
-        self.origin = f"http://{HOST}:{port}"
         self.requests: list[str] = []
         self.statuses: set[int] = set()
         self.complaints: list[str] = []
@@ -47,7 +46,15 @@ class Visit:
         page.on("response", lambda answer: self.statuses.add(answer.status))
         page.on("console", lambda message: self.complaints.append(message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.goto(f"{self.origin}/docs")
+        page.goto(url)
+
+
+class DocsVisit(Visit):
+    """An open /docs page."""
+
+    def __init__(self, page: Page, port: str) -> None:
+        self.origin = f"http://{HOST}:{port}"
+        super().__init__(page, f"{self.origin}/docs")
         page.locator(".opblock-tag-section").first.wait_for()
 
     def execute(self, operation: str, field: str, value: str) -> tuple[str, Any]:
