@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Flask
 
-from app import access, http_errors, metrics, openapi, paths
+from app import access, http_errors, metrics, openapi, page, paths
 from app.context import ErrorFields
 from app.engine.cl100k import Cl100k
 from app.engine.encoder import Encoder
@@ -56,7 +56,8 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     access.register(app, settings)
     http_errors.register(app)
     openapi.register(app, settings)
-    rules = [rule for rule in app.url_map.iter_rules() if not rule.rule.startswith(("/docs/", "/apidocs/"))]
+    page.register(app, settings.model_dir)
+    rules = [rule for rule in app.url_map.iter_rules() if not rule.rule.startswith(("/docs/", "/apidocs/", "/page/"))]
     routes = [(method, rule.rule) for rule in rules for method in rule.methods or () if method in metrics.METHODS]
     metrics.declare(routes, VERSION, encoder.model_folder)
     return app

@@ -4,13 +4,14 @@ import hmac
 
 from flask import Flask, Response, request
 
+from app import page
 from app.context import CONTEXT, RequestContext
 from app.errors import Unauthorized
 from app.settings import Settings
 
-# Public paths: health checks and documentation.
+# Public paths: health checks and documentation. The page of GET / is public, too; the JSON there is not.
 PUBLIC_PATHS = ("/health", "/healthz", "/readyz", "/docs", "/openapi.json", "/apidocs/index.html")
-PUBLIC_PREFIX = "/docs/"
+PUBLIC_PREFIXES = ("/docs/", "/page/")
 ANY = "*"
 PREFLIGHT_SECONDS = 3600
 EXPOSED_HEADERS = "X-Request-Id, X-Truncated-Texts, Server-Timing, Retry-After"
@@ -47,7 +48,7 @@ def register(app: Flask, settings: Settings) -> None:
         headers = response.headers
         for name, value in SECURITY_HEADERS.items():
             headers.add(name, value)
-        if CSP not in headers:  # /docs has its own
+        if CSP not in headers:  # /docs and the page have their own
             headers.add(CSP, CSP_DENY_ALL)
         headers.add("X-Request-Id", context.request_id)
         if context.truncated:
@@ -75,7 +76,8 @@ def cors(origins: tuple[str, ...], origin: str) -> dict[str, str]:
 
 def _is_public(public_paths: tuple[str, ...]) -> bool:
     # OPTIONS: a browser's preflight request never has the key.
-    return request.method == "OPTIONS" or request.path in public_paths or request.path.startswith(PUBLIC_PREFIX)
+    path = request.path
+    return request.method == "OPTIONS" or path in public_paths or path.startswith(PUBLIC_PREFIXES) or page.is_wanted()
 
 
 def _has_key(keys: tuple[str, ...]) -> bool:

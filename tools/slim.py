@@ -57,6 +57,7 @@ STARTED = (
     "orjson",
     "msgspec.json",
     "prometheus_client.multiprocess",
+    "encodings.unicode_escape",  # by Jinja, for strings in a template
 )
 
 # As gunicorn.conf.py begins: it imports most of gevent.

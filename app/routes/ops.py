@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app
 
-from app import metrics
+from app import metrics, page
 from app.engine import cpu
 from app.engine.session import ONNX_RUNTIME_VERSION
 from app.http_errors import RETRY_AFTER_SECONDS
@@ -37,9 +37,12 @@ def startup_message(app: Flask) -> tuple[str, dict[str, Any]]:
 
 @blueprint.get("/")
 def about() -> Response:
+    """Return what is served; to a browser, a page that shows it."""
+    if page.is_wanted():
+        return page.page_response()
     limits, model_folder = settings(), encoder().model_folder
     manifest = model_folder.manifest
-    return json_response(
+    response = json_response(
         {
             "name": NAME,
             "version": VERSION,
@@ -74,6 +77,8 @@ def about() -> Response:
             },
         }
     )
+    response.vary.add("Accept")
+    return response
 
 
 @blueprint.get("/healthz")

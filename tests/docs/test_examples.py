@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,13 @@ def test_operation(server: Server, path: str, method: str) -> None:
     url = server.url + path.replace("{model}", "tiny")
     examples = list(bodies(path, method))
     assert bool(examples) == ("requestBody" in operation)
-    ((media_type, media),) = (
-        operation["responses"]["200"].get("content", {}).items()
-        or resolved(operation["responses"]["200"])["content"].items()
-    )
-    for body in examples or [None]:
+    contents = resolved(operation["responses"]["200"])["content"]
+    for body, (media_type, media) in product(examples or [None], contents.items()):
         if body is not None:
             schema = operation["requestBody"]["content"]["application/json"]["schema"]
             check(schema, body)
-        answer = requests.request(method, url, params=query, json=body, timeout=30)
+        headers = {"Accept": media_type} if len(contents) > 1 else {}
+        answer = requests.request(method, url, params=query, json=body, headers=headers, timeout=30)
         assert (answer.status_code, answer.headers["Content-Type"].split(";")[0]) == (200, media_type)
         if media_type == "application/json":
             check(media["schema"], answer.json())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 MODEL = Path("/srv/model")
 # Not the model's own: what the build says about it.
-DESCRIPTIONS = ("manifest.json", "report.json")
+DESCRIPTIONS = ("manifest.json", "report.json", "report_error.svg", "report_similarity.svg")
 DPKG = ["dpkg-query", "--show", "--showformat", "${db:Status-Status}\t${Package}\t${Version}\t${Architecture}\n"]
 # The environment's Python, and the base image's, which has packages of its own.
 PYTHONS = (sys.executable, os.path.join(sys.base_prefix, "bin/python3"))

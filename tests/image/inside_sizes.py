@@ -37,7 +37,7 @@ packages = {path.name: path for path in PACKAGES.iterdir()}
 big = {name: [packages.pop(part) for part in parts.split()] for name, parts in BIG.items()}
 parts = {
     "model": sizes(*Path("/srv/model").glob("*.onnx*")),
-    "tokenizer, manifest, report": sizes(Path("/srv/model/tokenizer"), *Path("/srv/model").glob("*.json")),
+    "tokenizer, manifest, report": sizes(*(path for path in Path("/srv/model").iterdir() if ".onnx" not in path.name)),
     **{name: sizes(*paths) for name, paths in big.items()},
     "other packages": sizes(*packages.values(), *Path("/opt/venv/bin").iterdir()),
     "bytecode, the standard library's, too": sizes(Path("/opt/bytecode")),

@@ -79,7 +79,7 @@ def test_the_files(added: dict[str, list[Any]]) -> None:
     assert {path for path, (kind, *_) in added.items() if not path.startswith(PLACES) and kind != "folder"} == set()
     model = {path.removeprefix("/srv/model/") for path, (kind, *_) in added.items() if path.startswith("/srv/model/")}
     served = {f"model_{PRECISION}.onnx", f"model_{PRECISION}.onnx.data", "tokenizer", "manifest.json", "report.json"}
-    served.add("tokenizer/cl100k_base.npy")
+    served |= {"tokenizer/cl100k_base.npy", "report_error.svg", "report_similarity.svg"}
     tokenizers = {"tokenizer/tokenizer.json"}, {"tokenizer/characters.json", "tokenizer/pieces.npy"}
     assert model in [served | files for files in tokenizers]
     app = {path.removeprefix("/srv/") for path, (kind, *_) in added.items() if path.startswith("/srv/app/")}
@@ -225,6 +225,8 @@ MEASURED = re.compile(rb'"max_client_batch_size":\d+|"total_duration":\d+|"id":"
 CHANGING = ("Allow", "Date", "X-Request-Id", "Server-Timing")
 REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/", {}),
+    ("GET", "/", {"headers": {"Accept": "text/html"}}),
+    *[("GET", f"/page/{name}", {}) for name in ("page.js", "page.css", "icon.svg", "report_error.svg")],
     ("GET", "/health", {}),
     ("GET", "/healthz", {}),
     ("GET", "/readyz", {}),

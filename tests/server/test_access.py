@@ -37,7 +37,8 @@ def full_queue(server: Server) -> Iterator[None]:
     "target",
     "/nope /embed/ /Embed?q=a /docs%2f..%2fembed?q=a /docs/../embed?q=a /docs/%2e%2e/embed?q=a //embed?q=a /./embed?q=a"
     " /docs/assets/../../errors.py /docs/assets/%2e%2e/docs.py http://a/embed?q=a http://a/docs/../embed?q=a"
-    " /health/../embed?q=a /health%3f/embed?q=a /embed;/docs?q=a /embed%3b/docs?q=a /%65mbed?q=a".split(),
+    " /health/../embed?q=a /health%3f/embed?q=a /embed;/docs?q=a /embed%3b/docs?q=a /%65mbed?q=a"
+    " /page/../embed?q=a /page/..%2fembed?q=a /page/../access.py /page/__init__.py".split(),
 )
 def test_no_way_around(server: Server, target: str) -> None:
     """Other spellings of a path lead to no vector and to no file, and don't show which paths exist."""

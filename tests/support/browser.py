@@ -16,7 +16,7 @@ QUIET = "disable-gpu disable-quic no-first-run disable-background-networking dis
 FLAGS = ["no-sandbox", "no-proxy-server", *QUIET.split(), f"host-resolver-rules=MAP {HOST} 127.0.0.1"]
 JAPANESE = "東京 は 日本 の 首都"
 TEXTS = ["the cat sat", JAPANESE, ""]
-# Operation, field and value for Visit.execute().
+# Operation, field and value for DocsVisit.execute().
 GET_EMBED = ("embedOne", "tr[data-param-name=q] input", JAPANESE)
 POST_EMBED = ("embedMany", "textarea", json.dumps({"texts": TEXTS}, ensure_ascii=False))
 
