@@ -22,10 +22,11 @@ from app.bulk.outputs import files_of, output_of
 from app.bulk.progress import Progress
 from app.bulk.reader import FORMATS, Reader
 from app.bulk.rows import HALF, STDIN, Columns, Unit
-from app.bulk.run import Options, Run
+from app.bulk.run import Run
 from app.bulk.work import Recipe, Work
 from app.engine.dtypes import DTYPES, WITH_RANGE
 from app.engine.encoder import Encoder
+from app.engine.options import VectorOptions
 from app.engine.session import ONNX_RUNTIME_VERSION
 from app.errors import BootError, ServiceError
 from app.loading import load_encoder
@@ -156,7 +157,7 @@ def check_stdin(files: Sequence[str], reader: Reader, work: Work) -> None:
             )
 
 
-def vector_options(options: argparse.Namespace, encoder: Encoder) -> Options:
+def vector_options(options: argparse.Namespace, encoder: Encoder) -> VectorOptions:
     """Return the checked options of the vectors."""
     if options.dimensions is not None and not 1 <= options.dimensions <= encoder.dimension:
         raise BulkError(f"--dimensions is {options.dimensions}; it must be from 1 to {encoder.dimension}.")
@@ -164,7 +165,7 @@ def vector_options(options: argparse.Namespace, encoder: Encoder) -> Options:
     if options.dtype in WITH_RANGE and int8_range is None:
         raise BulkError(f"--dtype is {options.dtype}, and this model folder has no range for it: build it again.")
     encoder.prompt(options.prompt, options.prompt_name)  # raises InvalidRequest for an unknown name
-    return Options(
+    return VectorOptions(
         normalize=options.normalize,
         dimensions=options.dimensions,
         dtype=options.dtype,

@@ -60,7 +60,7 @@ class Unit(NamedTuple):
 
     @property
     def measure(self) -> str:
-        """What counts a file's rows."""
+        """Unit in which places in a file are counted."""
         return "line" if self.group is None else "row"
 
     def place(self, line: int) -> str:

@@ -18,9 +18,9 @@ from app.bulk.progress import Progress
 from app.bulk.reader import Reader
 from app.bulk.rows import MAX_RAW_CHARACTERS, Row, Unit
 from app.bulk.work import Join, State, Work
-from app.engine.dtypes import Dtype, shape
 from app.engine.embeddings import Vector
 from app.engine.encoder import Encoder
+from app.engine.options import VectorOptions
 from app.errors import InvalidText
 
 # A block is full with so many rows, or characters. Texts of equal length within a block are computed together.
@@ -37,24 +37,16 @@ PART_TOKENS = 100_000
 ID_TYPES = {"str": "strings", "int": "whole numbers"}
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of the vectors, as in the API. int8_range: the model folder's, for dtypes that need one."""
-
-    normalize: bool
-    dimensions: int | None
-    dtype: Dtype
-    prompt: str | None
-    prompt_name: str | None
-    truncate: bool
-    int8_range: tuple[float, float] | None
-
-
 class Block(NamedTuple):
     """Rows of one or several units. number: of the first row in the shard, from 0, counting bad ones."""
 
     number: int
     rows: list[Row]
+
+    @property
+    def end(self) -> int:
+        """Number of the first row after the block."""
+        return self.number + len(self.rows)
 
 
 class Computed(NamedTuple):
@@ -74,7 +66,7 @@ class Run:
     units: Sequence[Unit]
     reader: Reader
     encoder: Encoder
-    options: Options
+    options: VectorOptions
     output: Output
     work: Work
     progress: Progress
@@ -180,7 +172,7 @@ class Run:
 
     def _add(self, part: list[Computed]) -> None:
         """Keep a part."""
-        old, options = self.work.state, self.options
+        old = self.work.state
         block = part[-1].block
         last = block.rows[-1]
         good = [pair for computed in part for pair in computed.good]
@@ -188,13 +180,7 @@ class Run:
         tokens = [count for computed in part for count in computed.tokens]
         streams = {}
         if good:
-            vectors = shape(
-                [vector for _, vector in good],
-                dimensions=options.dimensions,
-                normalize=options.normalize,
-                dtype=options.dtype,
-                int8_range=options.int8_range,
-            )
+            vectors = self.options.shape([vector for _, vector in good])
             streams = self.output.part([row.id for row, _ in good], vectors)
         if bad:
             streams["errors"] = b"".join(line(self._description(row)) for row in bad)
@@ -202,8 +188,8 @@ class Run:
             unit=last.unit,
             position=last.position,
             digest=last.digest,
-            rows=block.number + len(block.rows),
-            consumed=self._before[last.unit] + last.consumed,
+            rows=block.end,
+            consumed=self._consumed(block),
             vectors=old.vectors + len(good),
             tokens=old.tokens + sum(tokens),
             truncated=old.truncated + sum(count > self.encoder.max_length for count in tokens),
@@ -230,8 +216,12 @@ class Run:
                 f"{self.units[row.unit].place(row.line)} {row.error}. Correct it, remove {self.work.folder} and start "
                 "anew, or give --errors FILE: such rows then go to that file, and the others get their vectors."
             )
-        block, last = computed.block, computed.block.rows[-1]
-        self.progress.update(block.number + len(block.rows), self._before[last.unit] + last.consumed)
+        self.progress.update(computed.block.end, self._consumed(computed.block))
+
+    def _consumed(self, block: Block) -> int:
+        """Return how much of the inputs was read with a block, in the measure of Unit.size."""
+        last = block.rows[-1]
+        return self._before[last.unit] + last.consumed
 
     def _join(self, stream: str) -> Join:
         if stream == "errors":

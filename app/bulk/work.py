@@ -21,14 +21,14 @@ from app.bulk.outputs import Streams, write_file
 STATE = "state.json"
 # Fields of State that are in the summary of a finished output.
 RESULT = ("rows", "vectors", "bad", "tokens", "truncated", "position", "digest")
-# What decides about the vectors: name -> value, as JSON has it.
+# Everything that decides about the vectors: name -> value, as JSON has it.
 Recipe = dict[str, Any]
 Join = Callable[[Sequence[Path], IO[bytes]], None]
 
 
 @dataclass
 class State:
-    """Where a run goes on, and what it has done.
+    """Place where a run goes on, and counts of what it has done.
 
     unit, position: the next row, as index of the shard's unit and rows of it. digest: of stdin up to there. parts:
     number of finished parts. streams: stream -> how many of them have it. rows: rows read, good and bad. consumed: the

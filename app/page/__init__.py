@@ -7,6 +7,7 @@ public, like /docs, and its requests need the key. To change its words: words.en
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import cast
@@ -44,13 +45,18 @@ class File:
     content_type: str
     policy: str | None = None
 
+    @cached_property
+    def etag(self) -> str:
+        """Name of this version of the content."""
+        return sha256(self.content).hexdigest()[:32]
+
     def response(self) -> Response:
         """Return the response: the file, or 304 if the browser has it already."""
         response = Response(self.content, content_type=self.content_type)
         response.cache_control.no_cache = True
         if self.policy:
             response.headers["Content-Security-Policy"] = self.policy
-        response.set_etag(sha256(self.content).hexdigest()[:32])
+        response.set_etag(self.etag)
         response.make_conditional(request)
         return response
 

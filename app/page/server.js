@@ -13,9 +13,8 @@ export const hasKey = () => key !== "";
 
 // An answer that is not the one asked for. message: a sentence for the reader. needsKey: this server wants a key.
 export class ServerError extends Error {
-  constructor(message, status = 0, needsKey = false) {
+  constructor(message, needsKey = false) {
     super(message);
-    this.status = status;
     this.needsKey = needsKey;
   }
 }
@@ -45,7 +44,7 @@ export async function ask(path, body, signal) {
   const seconds = answer.headers.get("Retry-After") ?? "";
   const isNumber = /^\d+$/.test(seconds); // a proxy may send a date
   const needsKey = content?.error?.code === "invalid_api_key";
-  throw new ServerError(isNumber ? `${message} ${say("retry", { seconds })}` : message, answer.status, needsKey);
+  throw new ServerError(isNumber ? `${message} ${say("retry", { seconds })}` : message, needsKey);
 }
 
 function parsed(text) {

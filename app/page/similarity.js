@@ -15,7 +15,7 @@ export function showSimilarity(texts, vectors) {
   if (pairs.length === 0) byId("pairs").append(element("li", { className: "hint" }, say("no_pairs")));
 }
 
-export function cosine(a, b) {
+function cosine(a, b) {
   const dot = (x, y) => x.reduce((sum, value, i) => sum + value * y[i], 0);
   return dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
 }

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 
 from app.engine.dtypes import DTYPES, WITH_RANGE, Dtype
 from app.engine.embeddings import Embeddings
+from app.engine.options import VectorOptions
 from app.errors import InvalidRequest, InvalidText
 from app.routes import context, encoder, manifest
 from app.routes.body import decode
@@ -16,20 +17,10 @@ from app.routes.body_errors import Rule, quoted, wrong_value
 
 
 @dataclass(frozen=True)
-class Options:
-    """Options of a request: those of OptionFields, with their defaults.
+class Options(VectorOptions):
+    """Options of a request: those of OptionFields, with their defaults."""
 
-    int8_range: the model folder's, for the dtypes that need one.
-    """
-
-    normalize: bool = False
-    dimensions: int | None = None
-    prompt_name: str | None = None
-    prompt: str | None = None
-    truncate: bool = True
     encoding_format: str = "float"
-    dtype: Dtype = "float32"
-    int8_range: tuple[float, float] | None = None
 
 
 # Longest prompt, characters. It is put before each text: a prompt of 4 MB before 2,048 texts would be 8 GB.

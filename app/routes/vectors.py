@@ -4,20 +4,13 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
-from app.engine.dtypes import shape
 from app.engine.embeddings import Vector
 from app.routes.options import Options
 
 
 def encode_vectors(rows: Sequence[Vector], options: Options) -> Any:
     """Return n vectors for JSON: an array with a row for each, or n base64 strings of little-endian numbers."""
-    vectors = shape(
-        rows,
-        dimensions=options.dimensions,
-        normalize=options.normalize,
-        dtype=options.dtype,
-        int8_range=options.int8_range,
-    )
+    vectors = options.shape(rows)
     if options.encoding_format == "float":
         return vectors
     little_endian = vectors.astype(vectors.dtype.newbyteorder("<"))

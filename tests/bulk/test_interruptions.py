@@ -140,7 +140,7 @@ def test_a_state_of_something_else(tmp_path: Path, tiny_model: Path, folder: Pat
 
 
 def test_a_summary_without_its_output(tmp_path: Path, tiny_model: Path, folder: Path) -> None:
-    """Who removes an output and leaves its summary gets the output anew, also after a kill."""
+    """An output that was removed, without its summary, is made anew, also after a kill."""
     out = tmp_path / "out.npy"
     bulk(tiny_model, *arguments(folder, out))
     whole = contents(tmp_path)
@@ -257,7 +257,7 @@ def test_two_at_once(tmp_path: Path, tiny_model: Path, folder: Path) -> None:
 
 
 def test_a_full_disk(tmp_path: Path, tiny_model: Path, folder: Path) -> None:
-    """Where a file cannot be written the command says so, and goes on when there is room."""
+    """A file that cannot be written is an error with a sentence, and the command goes on when there is room."""
     out = tmp_path / "out.npy"
     code = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({ROWS * 64}, {ROWS * 64}))"
     run = subprocess.run(

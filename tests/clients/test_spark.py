@@ -1,28 +1,24 @@
 """Spark's program of docs/bulk.md, on a Spark of one process: every worker opens the engine and gets its bits."""
 
-import os
-import shutil
 import sysconfig
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from app.engine.encoder import Encoder
 from tests import clients
 from tests.support import ROOT
 from tests.support.documents import blocks
+from tests.support.programs import require
 
 TEXTS = ["cat", "東京 の 首都", "", "the " * 300, *(f"a mat {number}" for number in range(200))]
 
 
 def test_the_program_of_the_page(tmp_path: Path, tiny_model: Path, tiny_encoder: Encoder) -> None:
     """texts.parquet becomes vectors.parquet, with the encoder's bits."""
-    if shutil.which("java") is None:
-        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-        give_up("Java is missing: apt-get install default-jre-headless")
+    require("java", "default-jre-headless")
     clients.install()
     ids = [f"row{number}" for number in range(len(TEXTS))]
     pq.write_table(pa.table({"id": ids, "text": TEXTS}), tmp_path / "texts.parquet")

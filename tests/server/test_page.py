@@ -204,7 +204,7 @@ def test_the_default_prompt(browser: Browser, shared_server: Start) -> None:
 
 
 def test_a_long_text(visit: PageVisit) -> None:
-    """Of a long text only some tokens are drawn: its beginning, those around the cut, its end; the rest is counted."""
+    """A long text shows some of its tokens: its beginning, those around the cut, its end; the rest is counted."""
     visit.compute(["the " * 20_000])
     assert visit.text("#tokens .count").startswith(f"Cut after {MAX_LENGTH} of 20,002 tokens")
     drawn = visit.page.locator("#tokens .token").count()
@@ -233,7 +233,7 @@ def test_a_text_too_long_for_the_model(visit: PageVisit) -> None:
 
 
 def test_many_lines(visit: PageVisit) -> None:
-    """Of more than 32 lines the first 32 are used, and the page says so; of none it says what to do."""
+    """The first 32 of more lines are used, and the page says so; without any it says what to do."""
     visit.compute([f"cat {n}" for n in range(40)])
     assert len(visit.table()) == 32
     assert visit.text("#problem") == "Only the first 32 of 40 texts are used."
@@ -483,7 +483,7 @@ def test_the_mark_before_a_text(browser: Browser, start: Start, full_size_model:
 
 
 def test_live_regions_are_there_before_their_text(visit: PageVisit) -> None:
-    """What a screen reader announces is in the page while it is empty: it would not announce what appears at once."""
+    """Live regions are in the page while they are empty: a screen reader may not announce one that appears at once."""
     for name in ("#status", "#problem", "#copied", "#key-problem"):
         visit.page.evaluate("name => { document.querySelector(name).textContent = ''; }", name)
         display = visit.page.locator(name).evaluate("element => getComputedStyle(element).display")

@@ -1,14 +1,13 @@
 """Chromium, and visits to pages in it."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.support.programs import require
 
 # Swagger UI keeps its online validator from 127.0.0.1 and localhost, so the page is opened under another name.
 HOST = "embedding.test"
@@ -24,10 +23,7 @@ POST_EMBED = ("embedMany", "textarea", json.dumps({"texts": TEXTS}, ensure_ascii
 @contextmanager
 def launch() -> Iterator[Browser]:
     """Start Chromium. Without it tests are skipped, but in CI they fail."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        leave = pytest.fail if os.environ.get("CI") else pytest.skip
-        leave("Chromium is missing: apt-get install chromium")
+    chromium = require("chromium", "chromium")
     with sync_playwright() as playwright:
         with playwright.chromium.launch(executable_path=chromium, args=[f"--{flag}" for flag in FLAGS]) as browser:
             yield browser

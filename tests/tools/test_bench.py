@@ -1,22 +1,20 @@
 """make bench and make soak measure the figures of the documents; test_bench_report.py is about showing them."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 import requests
 
 from app.engine import cpu
+from tests.support.programs import require
 from tools.bench import bulk, engine, load, one_cpu, serving, soak
 
 
 @pytest.fixture
 def quick(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model, one short round."""
-    if shutil.which("wrk") is None:
-        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-        give_up("wrk is missing: apt-get install wrk")
+    require("wrk", "wrk")
     for module, seconds in ((serving, 1), (one_cpu, 2)):  # on one busy CPU, no request may be done in a second
         monkeypatch.setattr(module, "ROUNDS", 1)
         monkeypatch.setattr(module, "SECONDS", seconds)

@@ -87,10 +87,10 @@ def encode_all(encoder: Encoder, sample: list[str]) -> int:
 
 def run(settings: Settings, path: Path, out: Path) -> dict[str, float]:
     """Run the command. Return its seconds, those since its model was open, and its peak of memory in MB."""
-    environ = {"MODEL_DIR": str(settings.model_dir.resolve()), "MAX_LENGTH": str(settings.max_length)}
+    environ = {**os.environ, **load.model_variables(settings)}
     command = [sys.executable, "-m", "app.bulk", str(path), str(out), "--id", "id"]
     start = time.perf_counter()
-    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environ}, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE) as process:
         assert process.stderr
         log = process.stderr.read().splitlines()
         _, status, usage = os.wait4(process.pid, 0)
@@ -99,8 +99,8 @@ def run(settings: Settings, path: Path, out: Path) -> dict[str, float]:
     if process.returncode:
         sys.exit(f"Error: {' '.join(command)} ended with {process.returncode}.")
     lines = [orjson.loads(line) for line in log]
-    opened = next(line for line in lines if "shards" in line)
-    opened, ended = (datetime.datetime.fromisoformat(line["time"]) for line in (opened, lines[-1]))
+    first = next(line for line in lines if "shards" in line)  # written once the model is open
+    opened, ended = (datetime.datetime.fromisoformat(line["time"]) for line in (first, lines[-1]))
     return {
         "seconds": seconds,
         "open_seconds": (ended - opened).total_seconds(),

@@ -75,9 +75,13 @@ def write_bodies(folder: str, mixed: Sequence[str], size: int, name: str = "", f
     return path
 
 
+def model_variables(settings: Settings) -> dict[str, str]:
+    """Return the variables with which another process uses the same model in the same way."""
+    return {"MODEL_DIR": str(settings.model_dir.resolve()), "MAX_LENGTH": str(settings.max_length)}
+
+
 def serve(settings: Settings, **environ: str) -> Server:
-    model = {"MODEL_DIR": str(settings.model_dir.resolve()), "MAX_LENGTH": str(settings.max_length)}
-    return Server({**model, **environ}, is_quiet=True)
+    return Server({**model_variables(settings), **environ}, is_quiet=True)
 
 
 def wait_for_first_vector(server: Server) -> None:
